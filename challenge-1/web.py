@@ -43,7 +43,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 log = structlog.stdlib.get_logger("web")
 
 CHECK_SECONDS = 2.0  # a dependency that has not answered a readiness check by then is down
-STOP_GRACE_SECONDS = 0.5  # what a body still being received gets once the server was told to stop
+STOP_GRACE_SECONDS = 0.25  # what a body still being received gets once the server was told to stop
 REPORTED_ERRORS = 20
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KNOWN_METHODS = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}

@@ -1,0 +1,427 @@
+"""The file-based message queue: an append-only log in segments that survives crashes.
+
+Many producers share one `fdatasync` (group commit): a message is acknowledged when it is on the
+disk, and no earlier. A frame on disk is
+
+    magic "\\xc5\\x5c" | kind u8 | 0 u8 | length u32 | position u64 | crc32 u32 | payload
+
+and names its own position, so that after damage the next true frame is found again. What follows
+the last whole frame after a crash (a torn tail) is cut off; a damaged frame in the middle is
+reported and skipped, the later ones are kept.
+"""
+
+import asyncio
+import errno
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+MAGIC: Final = b"\xc5\x5c"
+HEADER: Final = struct.Struct("<2sBBIQI")
+SEGMENT_BYTES: Final = 64 * 1024 * 1024
+MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
+READ_BYTES: Final = 1024 * 1024
+SUFFIX: Final = ".seg"
+
+# Windows knows neither of these; there nothing is a link by accident, and fsync does more.
+SAFE_FLAGS: Final[int] = (
+    getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+)
+FDATASYNC: Final[Callable[[int], None]] = getattr(os, "fdatasync", os.fsync)
+
+Sync = Callable[[int], None]
+Appended = asyncio.Future[tuple[int, int]]
+Entry = tuple[int, bytes, Appended]
+
+
+class QueueError(Exception):
+    """Base of what the message queue raises."""
+
+
+class QueueRefused(QueueError):
+    """The disk refused to take or keep a message; nothing of it is acknowledged.
+
+    `full` tells a full disk from a broken one. The next append tries again by itself.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        self.full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = "The disk is full" if self.full else "The disk refused a write"
+        super().__init__(f"{reason}: nothing was kept. Make room or repair it, then send again.")
+
+
+@dataclass(slots=True)
+class Message:
+    """One message: `start` is its own position, `end` that of the next."""
+
+    start: int
+    end: int
+    kind: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class QueueStatistics:
+    """What a queue holds and what happened to it since it was opened."""
+
+    first: int
+    end: int
+    segments: int
+    bytes: int
+    appended: int
+    syncs: int
+    refusals: int
+    torn_bytes: int
+    corrupt_frames: int
+
+
+class MessageQueue(Protocol):
+    """What the pipeline needs of a message queue; positions only ever grow."""
+
+    def submit(self, kind: int, payload: bytes) -> Appended:
+        """Promise where the message starts and ends once it is durable, or QueueRefused."""
+        ...
+
+    def read(self, position: int, limit: int | None = None) -> Iterator[Message]:
+        """Yield the durable messages from `position` on, in order; blocking, any thread."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """The position up to which everything is durable."""
+        ...
+
+    def trim(self, position: int) -> int:
+        """Forget whole segments before `position`; return the first position still kept."""
+        ...
+
+    def statistics(self) -> QueueStatistics:
+        """Figures for `/stats`."""
+        ...
+
+    def close(self) -> None:
+        """Release the files; idempotent."""
+        ...
+
+
+def encode_frame(kind: int, position: int, payload: bytes) -> bytes:
+    """The frame as it stands on disk."""
+    crc = zlib.crc32(payload, zlib.crc32(b"%d:%d" % (kind, position)))
+    return HEADER.pack(MAGIC, kind, 0, len(payload), position, crc) + payload
+
+
+class FileQueue:
+    """A `MessageQueue` in a directory of segment files.
+
+    Appends belong to one event loop; reads are safe from any thread. `sync` is what makes a
+    descriptor's data durable; after it failed once the descriptor is given up, because the kernel
+    may have dropped the very pages it could not write.
+    """
+
+    def __init__(
+        self, directory: Path, *, segment_bytes: int = SEGMENT_BYTES, sync: Sync = FDATASYNC
+    ) -> None:
+        """Open or create the queue, and recover it; raise QueueError when that is impossible."""
+        self.directory = directory
+        self._segment_bytes = segment_bytes
+        self._sync = sync
+        self._syncer = ThreadPoolExecutor(1, "queue-sync")
+        self._pending: list[Entry] = []
+        self._committing: asyncio.Task[None] | None = None
+        self._torn_bytes = self._corrupt = self._appended = self._syncs = self._refusals = 0
+        make_directory(directory)
+        self._bases = self._find_segments()
+        self._fd = -1
+        self._base = self._end = 0
+        self._recover()
+
+    # --- appending ---
+
+    @property
+    def end(self) -> int:
+        """The position up to which everything is durable."""
+        return self._end
+
+    def submit(self, kind: int, payload: bytes) -> Appended:
+        """Promise where the message starts and ends once it is durable, or QueueRefused.
+
+        Call it in the event loop that owns the queue, and shield the promise where its caller may
+        be cancelled. Messages become durable, and their promises true, in the order of the calls.
+        """
+        if len(payload) > MAX_FRAME_BYTES:
+            raise QueueError(f"A message of {len(payload):,} bytes is more than a frame holds.")
+        promise: Appended = asyncio.get_running_loop().create_future()
+        self._pending.append((kind, payload, promise))
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit())
+        return promise
+
+    async def _commit(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._pending:
+                batch, self._pending = self._pending, []
+                try:
+                    ends = self._write(batch)
+                    await loop.run_in_executor(self._syncer, self._sync, self._fd)
+                except OSError as error:
+                    self._give_up(error, batch)
+                    continue
+                start = self._end
+                self._end = ends[-1]
+                self._appended += len(batch)
+                self._syncs += 1
+                for (_, _, promise), end in zip(batch, ends, strict=True):
+                    if not promise.done():
+                        promise.set_result((start, end))
+                    start = end
+        finally:
+            self._committing = None
+
+    def _write(self, batch: Sequence[Entry]) -> list[int]:
+        if self._fd >= 0 and self._end - self._base >= self._segment_bytes:
+            os.close(self._fd)
+            self._fd = -1
+        if self._fd < 0:
+            self._start_segment()
+        frames, ends, position = [], [], self._end
+        for kind, payload, _ in batch:
+            frames.append(encode_frame(kind, position, payload))
+            position += HEADER.size + len(payload)
+            ends.append(position)
+        write_all(self._fd, b"".join(frames))
+        return ends
+
+    def _give_up(self, error: OSError, batch: Sequence[Entry]) -> None:
+        """Return to the last durable position, and refuse whoever waits behind it too.
+
+        Those were judged against messages that are now gone (as duplicates, for instance).
+        """
+        self._refusals += 1
+        waiting, self._pending = self._pending, []
+        self._abandon_segment()
+        for _, _, promise in (*batch, *waiting):
+            if not promise.done():
+                promise.set_exception(QueueRefused(error))
+                promise.exception()  # seen, even if its producer has been cancelled meanwhile
+
+    def _abandon_segment(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        with suppress(OSError):
+            os.close(fd)
+        path = self._path(self._base)
+        with suppress(OSError):
+            if self._end == self._base:
+                path.unlink()
+                self._bases.remove(self._base)
+            else:
+                os.truncate(path, self._end - self._base)
+
+    def _start_segment(self) -> None:
+        base = self._end
+        path = self._path(base)
+        if base in self._bases:  # left over from a refusal that could not be cleaned up
+            path.unlink(missing_ok=True)
+            self._bases.remove(base)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | SAFE_FLAGS
+        self._fd = os.open(path, flags, 0o600)
+        self._bases.append(base)
+        self._base = base
+        sync_directory(self.directory)
+
+    # --- recovery ---
+
+    def _find_segments(self) -> list[int]:
+        bases = []
+        for entry in os.scandir(self.directory):
+            name = entry.name
+            if not name.endswith(SUFFIX) or not name[: -len(SUFFIX)].isdigit():
+                continue
+            if not entry.is_file(follow_symlinks=False):
+                raise QueueError(
+                    f"The queue holds {name!r}, which is no regular file. Links are not followed; "
+                    "move it away."
+                )
+            bases.append(int(name[: -len(SUFFIX)]))
+        return sorted(bases)
+
+    def _recover(self) -> None:
+        if not self._bases:
+            return
+        self._base = self._bases[-1]
+        path = self._path(self._base)
+        size = path.stat().st_size
+        end = self._base
+        for found in self._scan(self._base, self._base):
+            if isinstance(found, Message):
+                end = found.end
+        self._end = end
+        if torn := size - (end - self._base):
+            self._torn_bytes += torn
+            os.truncate(path, end - self._base)
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | SAFE_FLAGS)
+        # What a killed process wrote but did not sync may be in memory only.
+        self._sync(self._fd)
+
+    # --- reading ---
+
+    def read(self, position: int, limit: int | None = None) -> Iterator[Message]:
+        """Yield the durable messages from `position` on, in order; blocking, any thread.
+
+        Damaged frames are skipped and counted once in `statistics().corrupt_frames`.
+        """
+        limit = self._end if limit is None else limit
+        for index, base in enumerate(list(self._bases)):
+            following = self._bases[index + 1] if index + 1 < len(self._bases) else self._end
+            if following <= position or base >= limit:
+                continue
+            for found in self._scan(base, max(base, position)):
+                if isinstance(found, int):
+                    self._corrupt += 1
+                    continue
+                if found.start >= following or found.end > limit:
+                    break  # behind it lies what was refused and could not be cut off
+                yield found
+
+    def _scan(self, base: int, position: int) -> Iterator[Message | int]:
+        """Yield messages, and the position of each stretch of damage that whole frames follow."""
+        fd = os.open(self._path(base), os.O_RDONLY | SAFE_FLAGS)
+        with os.fdopen(fd, "rb") as file:
+            file.seek(position - base)
+            yield from scan_frames(file.read, position)
+
+    def trim(self, position: int) -> int:
+        """Forget whole segments before `position`; return the first position still kept.
+
+        Belongs to the one thread that reads; appends may go on meanwhile.
+        """
+        while len(self._bases) > 1 and self._bases[1] <= position:
+            self._path(self._bases[0]).unlink(missing_ok=True)
+            self._bases.pop(0)
+        return self._bases[0] if self._bases else self._end
+
+    def statistics(self) -> QueueStatistics:
+        """Figures for `/stats`."""
+        first = self._bases[0] if self._bases else self._end
+        return QueueStatistics(
+            first=first,
+            end=self._end,
+            segments=len(self._bases),
+            bytes=self._end - first,
+            appended=self._appended,
+            syncs=self._syncs,
+            refusals=self._refusals,
+            torn_bytes=self._torn_bytes,
+            corrupt_frames=self._corrupt,
+        )
+
+    def close(self) -> None:
+        """Release the files; idempotent."""
+        self._syncer.shutdown(wait=True)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _path(self, base: int) -> Path:
+        return self.directory / f"{base:020d}{SUFFIX}"
+
+
+def scan_frames(read: Callable[[int], bytes], position: int) -> Iterator[Message | int]:
+    """Yield the whole frames of a file from `position` on.
+
+    Where bytes are damaged and a whole frame follows, the position of the damage is yielded
+    instead; damage with nothing after it is a torn tail and yields nothing.
+    """
+    buffer, start, damaged = b"", position, -1
+    at_end = False
+    while True:
+        offset = 0
+        while True:
+            if len(buffer) - offset < HEADER.size:
+                break
+            frame = _frame_at(buffer, offset, start + offset)
+            if frame is None:
+                break
+            if isinstance(frame, Message):
+                if damaged >= 0:
+                    yield damaged
+                    damaged = -1
+                yield frame
+                offset += frame.end - frame.start
+                continue
+            if damaged < 0:
+                damaged = start + offset
+            following = buffer.find(MAGIC, offset + 1)
+            offset = following if following >= 0 else max(offset + 1, len(buffer) - 1)
+        if at_end:
+            # A length that points past the end may itself be damage: look behind it.
+            rest = len(buffer) - offset
+            if rest < HEADER.size:
+                return
+            damaged = start + offset if damaged < 0 else damaged
+            following = buffer.find(MAGIC, offset + 1)
+            if following < 0:
+                return
+            buffer, start = buffer[following:], start + following
+            continue
+        start += offset
+        more = read(max(READ_BYTES, _wanted(buffer, offset)))
+        at_end = not more
+        buffer = buffer[offset:] + more
+
+
+def _wanted(buffer: bytes, offset: int) -> int:
+    if len(buffer) - offset < HEADER.size:
+        return 0
+    length: int = HEADER.unpack_from(buffer, offset)[3]
+    return min(length, MAX_FRAME_BYTES)
+
+
+def _frame_at(buffer: bytes, offset: int, position: int) -> Message | bool | None:
+    """The frame there, None when more bytes are needed, False when there is none."""
+    magic, kind, _, length, written, crc = HEADER.unpack_from(buffer, offset)
+    if magic != MAGIC or written != position or length > MAX_FRAME_BYTES:
+        return False
+    begin = offset + HEADER.size
+    if begin + length > len(buffer):
+        return None
+    payload = buffer[begin : begin + length]
+    if zlib.crc32(payload, zlib.crc32(b"%d:%d" % (kind, position))) != crc:
+        return False
+    return Message(position, position + HEADER.size + length, kind, payload)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte: a nearly full disk takes a part first and refuses only then."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def make_directory(directory: Path) -> None:
+    """Create a directory for this user alone; refuse one that is a link."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if stat.S_ISLNK(directory.lstat().st_mode):
+        raise QueueError(
+            "The queue's directory is a link; links are not followed. Name its target."
+        )
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable (on Windows they are as durable as they get)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
