@@ -172,21 +172,30 @@ async def _take(
     if len(key_text) > 255:
         raise BodyError(422, "An Idempotency-Key has at most 255 characters.")
     pipeline.admit()
+    message = await receive()
+    if not (inflate or key_text or message.get("more_body", True)):
+        block = pipeline.read_whole(spec, form, message["body"])
+        if block is not None:
+            pipeline.waiting += 1
+            try:
+                return await pipeline.accept(spec, [block]), False
+            finally:
+                pipeline.waiting -= 1
     reader = pipeline.reader(spec, form)
     inflater = inflate() if inflate else None
     digest = hashlib.blake2b(digest_size=16) if key_text else None
     intake = pipeline.intake(spec)
     pipeline.waiting += 1
     try:
-        more = True
-        while more:
-            message = await receive()
+        while True:
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
-            more = message.get("more_body", False)
             data = message.get("body", b"")
             for piece in inflater.feed(data) if inflater else (data,):
                 await _feed(reader.feed(piece), intake, digest, piece)
+            if not message.get("more_body", False):
+                break
+            message = await receive()
         if inflater is not None:
             for piece in inflater.finish():
                 await _feed(reader.feed(piece), intake, digest, piece)

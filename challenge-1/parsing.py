@@ -208,8 +208,8 @@ class Reader:
     `offset` counts the decoded bytes seen. Holds at most one block and one event in memory.
     """
 
-    def __init__(self, spec: Spec, form: Form, *, max_event_bytes: int, engine: str) -> None:
-        self.decoder = Decoder(spec, engine)
+    def __init__(self, decoder: Decoder, form: Form, *, max_event_bytes: int) -> None:
+        self.decoder = decoder
         self.is_single = False  # the body turned out to be one object
         self._max = max_event_bytes
         self._form = form
@@ -568,6 +568,16 @@ def _one_line(raw: bytes) -> bytes:
     if b"\n" in raw or b"\r" in raw:
         return raw.replace(b"\r", b" ").replace(b"\n", b" ")
     return raw
+
+
+def read_whole(decoder: Decoder, form: Form, data: bytes, max_event_bytes: int) -> Block | None:
+    """The block of a small object that came in one piece; None for every other body."""
+    if form != "json" or not data.startswith(b"{") or len(data) > max_event_bytes:
+        return None
+    try:
+        return Block(events=[decoder.one(data)], body=_one_line(data))
+    except _BadRecord:
+        return None  # the long way tells why
 
 
 # --- transfer ---------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ from batches import encode as encode_message
 from dedupe import KeyHash, SeenKeys, pack_keys, unpack_keys
 from holder import Held, Holder
 from measures import Latencies, Rate
-from parsing import Block, BodyError, Decoder, Reader, Rejected
+from parsing import Block, BodyError, Decoder, Form, Reader, Rejected, read_whole
 from spool import (
     FDATASYNC,
     SAFE_FLAGS,
@@ -209,7 +209,7 @@ class Pipeline:
         self._promised: dict[bytes, tuple[bytes, asyncio.Future[Receipt]]] = {}
         self._unapplied: dict[bytes, tuple[bytes, Receipt]] = {}
         self._merging = asyncio.Lock()
-        self.decoders = {name: Decoder(spec) for name, spec in PIPELINES.items()}
+        self.decoders = {n: Decoder(spec, self.parser) for n, spec in PIPELINES.items()}
         self._submitted: set[Appended] = set()
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self.totals: dict[str, Totals] = {name: Totals() for name in PIPELINES}
@@ -320,9 +320,13 @@ class Pipeline:
         """Begin to take one body."""
         return Intake(self, spec)
 
-    def reader(self, spec: Spec, form: Any) -> Reader:
+    def reader(self, spec: Spec, form: Form) -> Reader:
         """A reader for one body of this form."""
-        return Reader(spec, form, max_event_bytes=self.max_event_bytes, engine=self.parser)
+        return Reader(self.decoders[spec.name], form, max_event_bytes=self.max_event_bytes)
+
+    def read_whole(self, spec: Spec, form: Form, data: bytes) -> Block | None:
+        """The block of a small object that came in one piece; None for every other body."""
+        return read_whole(self.decoders[spec.name], form, data, self.max_event_bytes)
 
     async def applied(self, position: int) -> None:
         """Return once everything before `position` can be seen in the aggregates."""
@@ -366,10 +370,14 @@ class Pipeline:
                 "applied": self.applied_events,
             }
 
-    async def _accept(
-        self, spec: Spec, blocks: list[Block], status: int, key: tuple[bytes, bytes] | None
+    async def accept(
+        self,
+        spec: Spec,
+        blocks: list[Block],
+        status: int = 202,
+        key: tuple[bytes, bytes] | None = None,
     ) -> Receipt:
-        """Make one small body durable, in one message."""
+        """Make one small body durable, in one message; raise QueueRefused."""
         arrival = int(self.clock() * MICROSECONDS)
         if spec.has_ids and self._merging.locked():
             async with self._merging:  # an upload is claiming its keys
@@ -623,7 +631,7 @@ class Intake:
         """Make the body durable and visible; raise QueueRefused, and leave nothing, otherwise."""
         pipeline = self._pipeline
         if self._path is None:
-            return await pipeline._accept(self._spec, self._blocks, status, key)
+            return await pipeline.accept(self._spec, self._blocks, status, key)
         try:
             await asyncio.to_thread(self._close_file)
             if not self._spec.has_ids:
@@ -741,7 +749,7 @@ class IngestQueue:
                 await owner.applied(owner.queue_position + 1)
             owner.waiting += 1
             try:
-                return await owner._accept(spec, blocks, 202, None)
+                return await owner.accept(spec, blocks)
             finally:
                 owner.waiting -= 1
 

@@ -7,7 +7,9 @@ repository, so that each folder can be taken away alone.
 """
 
 import asyncio
+import gc
 import hmac
+import importlib.util
 import inspect
 import ipaddress
 import itertools
@@ -24,6 +26,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, cast
 
 import psutil
@@ -31,7 +34,9 @@ import structlog
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -41,15 +46,17 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = structlog.stdlib.get_logger("web")
+_stdlib_log = logging.getLogger("web")  # its level is cheap to ask
 
 CHECK_SECONDS = 2.0  # a dependency that has not answered a readiness check by then is down
-STOP_GRACE_SECONDS = 0.25  # what a body still being received gets once the server was told to stop
+STOP_GRACE_SECONDS = 0.25  # what a body being received gets once the server was told to stop
+SWEEP_SECONDS = 0.5  # between looks at bodies that are being received
 REPORTED_ERRORS = 20
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KNOWN_METHODS = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
 HEALTH_PATHS = frozenset({"/health", "/healthz", "/readyz"})
 # The pages only describe the service; they stay readable so that Authorize can be pressed on them.
-PAGE_PATHS = frozenset({"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"})
+PAGE_PATHS = frozenset({"/", "/docs", "/redoc", "/openapi.json"})
 PAGE_ASSETS = "/static-offline-docs/"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:/+=-]{1,128}")
 
@@ -156,39 +163,63 @@ def create_app(
     the body as a whole. `app.state.stopping` is an event, set as soon as the server is told to
     stop: whatever waits for long (long polls, event streams) ends with it.
     """
-    gate_holder: list[Gate] = []
+    limits = limits or Limits()
+    gate = Gate(
+        limits=limits,
+        key=api_key.encode() if api_key else None,
+        fast=fast or {},
+        streaming=frozenset(streaming),
+    )
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[Any]:
         configure_logging(log_level)
-        gate = gate_holder[0]
         gate.stopping.clear()
         with _on_stop_signal(gate.stop):
+            gc.collect()
+            gc.freeze()  # what was imported stays: the collector need not look at it again
             if lifespan is None:
                 yield
             else:
                 async with lifespan(app) as state:
                     yield state
 
-    app = _offline_fastapi(
-        title=title, description=description, version=version, lifespan=running, openapi_tags=tags
+    app = App(
+        gate,
+        title=title,
+        description=description,
+        version=version,
+        lifespan=running,
+        openapi_tags=tags,
+        docs_url=None,
+        redoc_url=None,
     )
-    limits = limits or Limits()
-    key = api_key.encode() if api_key else None
-
-    def gate(inner: ASGIApp) -> "Gate":
-        built = Gate(inner, limits=limits, key=key, fast=fast or {}, streaming=frozenset(streaming))
-        built.stopping = app.state.stopping
-        gate_holder[:] = [built]
-        return built
-
-    app.state.stopping = asyncio.Event()
-    app.add_middleware(cast("Any", gate))
+    app.state.stopping = gate.stopping
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-    _add_pages(app, checks or {}, collect, gate_holder, secured=key is not None)
+    _add_docs(app)
+    _add_service_routes(app, checks or {}, collect, gate)
     _close_stalled_connections(limits.head_seconds)
     return app
+
+
+class App(FastAPI):
+    """A FastAPI application whose gate stands before everything else."""
+
+    def __init__(self, gate: "Gate", **options: Any) -> None:
+        super().__init__(**options)
+        self.gate = gate
+        gate.inner = super().__call__
+        gate.app = self
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
+        await self.gate(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """The generated document, with the one error shape, and the key where one is set."""
+        if self.openapi_schema is None:
+            _describe_problems(super().openapi(), secured=self.gate.key is not None)
+        return super().openapi()
 
 
 def serve(app: FastAPI, *, port: int, host: str = "127.0.0.1") -> None:
@@ -208,35 +239,56 @@ def serve(app: FastAPI, *, port: int, host: str = "127.0.0.1") -> None:
 
 
 class Gate:
-    """ASGI middleware between the server and the app: who, how much, how long, and what failed."""
+    """Stands between the server and the app: who, how much, how long, and what failed."""
+
+    inner: ASGIApp
+    app: FastAPI
 
     def __init__(
         self,
-        inner: ASGIApp,
         *,
         limits: Limits,
         key: bytes | None,
         fast: Mapping[str, ASGIApp],
         streaming: frozenset[str],
     ) -> None:
-        self.inner = inner
         self.limits = limits
         self.key = key
         self.fast = fast
         self.streaming = streaming
         self.stopping = asyncio.Event()
         self.requests: dict[tuple[str, int], int] = {}
-        self._receiving: set[asyncio.Timeout] = set()
+        self._receiving: dict[_Exchange, asyncio.Task[Any]] = {}
+        self._sweep: asyncio.TimerHandle | None = None
         self._process_id = uuid.uuid4().hex[:16]
         self._counter = itertools.count()
 
     def stop(self) -> None:
         """End what waits for clients: the server has been told to stop."""
         self.stopping.set()
-        soon = asyncio.get_running_loop().time() + STOP_GRACE_SECONDS
-        for deadline in self._receiving:
-            if (when := deadline.when()) is not None and when > soon:
-                deadline.reschedule(soon)
+        asyncio.get_running_loop().call_later(STOP_GRACE_SECONDS, self._give_up_slow_bodies)
+
+    def expect(self, exchange: "_Exchange", task: "asyncio.Task[Any]") -> None:
+        """Watch a body that is being received; one timer serves all of them."""
+        self._receiving[exchange] = task
+        if self._sweep is None:
+            loop = asyncio.get_running_loop()
+            self._sweep = loop.call_later(SWEEP_SECONDS, self._give_up_slow_bodies)
+
+    def received(self, exchange: "_Exchange") -> None:
+        """The piece that was waited for is here."""
+        del self._receiving[exchange]
+
+    def _give_up_slow_bodies(self) -> None:
+        now = time.monotonic()
+        for exchange, task in self._receiving.items():
+            if not exchange.gave_up and (self.stopping.is_set() or exchange.deadline() <= now):
+                exchange.gave_up = True
+                task.cancel()
+        self._sweep = None
+        if self._receiving:
+            loop = asyncio.get_running_loop()
+            self._sweep = loop.call_later(SWEEP_SECONDS, self._give_up_slow_bodies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] == "http":
@@ -292,6 +344,7 @@ class _Exchange:
         self.send_to = send
         self.received = 0
         self.more = True
+        self.gave_up = False
         self.status = 0
         self.started = 0.0
         self.limit: int | None = None
@@ -328,6 +381,7 @@ class _Exchange:
             if refusal is not None:
                 await self._fail(refusal)
             elif handler is not None:
+                scope["app"] = gate.app
                 await handler(scope, self.receive, self.send)
             else:
                 await self._answer_in_time()
@@ -344,33 +398,34 @@ class _Exchange:
         finally:
             method = scope["method"] if scope["method"] in KNOWN_METHODS else "OTHER"
             gate.requests[method, self.status] = gate.requests.get((method, self.status), 0) + 1
-            if self.status >= 400 or log.isEnabledFor(logging.DEBUG):
+            if self.status >= 400 or _stdlib_log.isEnabledFor(logging.DEBUG):
                 self._report(path)
 
     async def receive(self) -> Message:
         """The server's receive, counted and timed while a body is expected."""
         if not self.more:
             return await self.source()
-        gate, limits = self.gate, self.gate.limits
-        allowed = limits.grace_seconds + self.received / limits.bytes_per_second
-        left = self.started + allowed - time.monotonic()
-        if gate.stopping.is_set():
-            left = min(left, STOP_GRACE_SECONDS)
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self.gate.expect(self, task)
         try:
-            async with asyncio.timeout(left) as deadline:
-                gate._receiving.add(deadline)
-                try:
-                    message = await self.source()
-                finally:
-                    gate._receiving.discard(deadline)
-        except TimeoutError:
+            message = await self.source()
+        except asyncio.CancelledError:
+            if not self.gave_up or task.uncancel() > 0:
+                raise
             raise self._too_slow() from None
+        finally:
+            self.gate.received(self)
         if message["type"] == "http.request":
             self.received += len(message.get("body", b""))
             self.more = message.get("more_body", False)
             if self.limit is not None and self.received > self.limit:
                 raise self._too_large()
         return message
+
+    def deadline(self) -> float:
+        """When the body has to have made more progress than it has."""
+        limits = self.gate.limits
+        return self.started + limits.grace_seconds + self.received / limits.bytes_per_second
 
     async def send(self, message: Message) -> None:
         """The server's send, with the request id on the answer."""
@@ -612,28 +667,51 @@ def _message(entry: Mapping[str, Any]) -> str:
 # --- pages ------------------------------------------------------------------------------------
 
 
-def _offline_fastapi(**options: Any) -> FastAPI:
-    try:
-        from fastapi_offline import FastAPIOffline
-    except ImportError:  # the pages then need the network; everything else works
-        return FastAPI(**options)
-    return FastAPIOffline(**options)
-
-
-def _add_pages(
-    app: FastAPI,
-    checks: Mapping[str, Check],
-    collect: Callable[[], Iterable[Metric]],
-    gate_holder: list[Gate],
-    *,
-    secured: bool,
-) -> None:
-    registry = CollectorRegistry()
-    registry.register(_Figures(collect, gate_holder))
+def _add_docs(app: FastAPI) -> None:
+    """Swagger UI and ReDoc from an installed package, so that they work with the network off."""
+    urls: dict[str, dict[str, Any]] = {"swagger": {}, "redoc": {}}
+    if (package := importlib.util.find_spec("fastapi_offline")) and package.origin:
+        assets = Path(package.origin).parent / "static"
+        app.mount(PAGE_ASSETS.rstrip("/"), StaticFiles(directory=assets), name="docs-assets")
+        icon = f"{PAGE_ASSETS}favicon.png"
+        urls["swagger"] = {
+            "swagger_js_url": f"{PAGE_ASSETS}swagger-ui-bundle.js",
+            "swagger_css_url": f"{PAGE_ASSETS}swagger-ui.css",
+            "swagger_favicon_url": icon,
+        }
+        urls["redoc"] = {
+            "redoc_js_url": f"{PAGE_ASSETS}redoc.standalone.js",
+            "redoc_favicon_url": icon,
+        }
 
     @app.get("/", include_in_schema=False)
     async def lead_to_docs() -> RedirectResponse:
         return RedirectResponse("docs")
+
+    @app.get("/docs", include_in_schema=False)
+    async def swagger() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json", title=f"{app.title} - Swagger UI", **urls["swagger"]
+        )
+
+    @app.get("/redoc", include_in_schema=False)
+    async def redoc() -> HTMLResponse:
+        return get_redoc_html(
+            openapi_url="/openapi.json",
+            title=f"{app.title} - ReDoc",
+            with_google_fonts=False,
+            **urls["redoc"],
+        )
+
+
+def _add_service_routes(
+    app: FastAPI,
+    checks: Mapping[str, Check],
+    collect: Callable[[], Iterable[Metric]],
+    gate: Gate,
+) -> None:
+    registry = CollectorRegistry()
+    registry.register(_Figures(collect, gate))
 
     @app.get("/healthz", tags=["service"], summary="Is the process alive?")
     async def healthz() -> dict[str, str]:
@@ -681,8 +759,6 @@ def _add_pages(
         """The figures of the service and of its process, in the Prometheus text format."""
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
-    _describe_problems(app, secured=secured)
-
 
 async def _ask(checks: Mapping[str, Check]) -> dict[str, bool]:
     async def ask(check: Check) -> bool:
@@ -701,9 +777,9 @@ async def _ask(checks: Mapping[str, Check]) -> dict[str, bool]:
 class _Figures(Collector):
     """The process, the requests, and whatever the folder adds."""
 
-    def __init__(self, collect: Callable[[], Iterable[Metric]], gates: list[Gate]) -> None:
+    def __init__(self, collect: Callable[[], Iterable[Metric]], gate: Gate) -> None:
         self._collect = collect
-        self._gates = gates
+        self._gate = gate
         self._process = psutil.Process()
 
     def collect(self) -> Iterable[Metric]:
@@ -723,44 +799,33 @@ class _Figures(Collector):
         requests = CounterMetricFamily(
             "http_requests", "Requests answered.", labels=["method", "status"]
         )
-        for gate in self._gates:
-            for (method, status), count in sorted(gate.requests.items()):
-                requests.add_metric([method, str(status)], count)
+        for (method, status), count in sorted(self._gate.requests.items()):
+            requests.add_metric([method, str(status)], count)
         yield requests
         yield from self._collect()
 
 
-def _describe_problems(app: FastAPI, *, secured: bool) -> None:
-    """Document the one error shape on every operation, and the key where one is set."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema:
-            return app.openapi_schema
-        document = generate()
-        components = document.setdefault("components", {})
-        schemas = components.setdefault("schemas", {})
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        problem = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(problem.pop("$defs"))
-        schemas["ProblemDocument"] = problem
-        content = {"application/problem+json": {"schema": _PROBLEM_REF}}
-        for path, operations in document["paths"].items():
-            for operation in operations.values():
-                responses = operation["responses"]
-                if "422" in responses:
-                    responses["422"] = {"description": "Unprocessable Content", "content": content}
-                responses.setdefault("default", {"description": "A problem.", "content": content})
-                if secured and path not in HEALTH_PATHS:
-                    operation["security"] = [{"apiKey": []}]
-        if secured:
-            components["securitySchemes"] = {
-                "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"}
-            }
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
+def _describe_problems(document: dict[str, Any], *, secured: bool) -> None:
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    problem = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(problem.pop("$defs"))
+    schemas["ProblemDocument"] = problem
+    content = {"application/problem+json": {"schema": _PROBLEM_REF}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            responses = operation["responses"]
+            if "422" in responses:
+                responses["422"] = {"description": "Unprocessable Content", "content": content}
+            responses.setdefault("default", {"description": "A problem.", "content": content})
+            if secured and path not in HEALTH_PATHS:
+                operation["security"] = [{"apiKey": []}]
+    if secured:
+        components["securitySchemes"] = {
+            "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+        }
 
 
 # --- logs -------------------------------------------------------------------------------------
