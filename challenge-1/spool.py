@@ -169,6 +169,7 @@ class FileQueue:
 
     async def _commit(self) -> None:
         loop = asyncio.get_running_loop()
+        batch: list[Entry] = []
         try:
             while self._pending:
                 await self._gather()
@@ -187,6 +188,12 @@ class FileQueue:
                     if not promise.done():
                         promise.set_result((start, end))
                     start = end
+        except BaseException as error:  # a fault of this program: nobody may wait for ever
+            for _, _, promise in (*batch, *self._pending):
+                if not promise.done():
+                    promise.set_exception(error)
+            self._pending = []
+            raise
         finally:
             self._committing = None
 
