@@ -203,9 +203,8 @@ async def _take(
         key = None
         if digest is not None:
             key = (pipeline.digest(f"{spec.name} {key_text}"), digest.digest())
-            if (receipt := await pipeline.answer_to(key)) is not None:
-                return receipt, True
-        return await intake.commit(_status(intake, single=reader.is_single), key), False
+        receipt = await intake.commit(_status(intake, single=reader.is_single), key)
+        return receipt, intake.repeated
     finally:
         pipeline.waiting -= 1
         intake.abort()

@@ -104,15 +104,13 @@ class EventRejected(ValueError):
     """An event does not have the shape of its pipeline."""
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """The state of a pipeline now."""
+@dataclass
+class _Promised:
+    """An Idempotency-Key whose first request is on its way."""
 
-    totals: Totals
-    applied: int
-    backlog_events: int
-    backlog_bytes: int
-    waiting: int
+    body: bytes
+    answer: "asyncio.Future[Receipt]"
+    submitted: bool = False  # from then on only the log decides
 
 
 class Pipeline:
@@ -206,7 +204,7 @@ class Pipeline:
         self._hash = KeyHash(self.store.secret)
         self._seen = SeenKeys(self.dedupe_keys)
         self._claimed: dict[int, None] = {}  # keys of what is being made durable
-        self._promised: dict[bytes, tuple[bytes, asyncio.Future[Receipt]]] = {}
+        self._promised: dict[bytes, _Promised] = {}
         self._unapplied: dict[bytes, tuple[bytes, Receipt]] = {}
         self._merging = asyncio.Lock()
         self.decoders = {n: Decoder(spec, self.parser) for n, spec in PIPELINES.items()}
@@ -420,9 +418,8 @@ class Pipeline:
         self._submitted.add(promise)
         promise.add_done_callback(self._submission_settled)
         if key is not None:
-            answer: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-            self._promised[key[0]] = (key[1], answer)
-            promise.add_done_callback(partial(self._answer_settled, key, answer, receipt))
+            self._promised[key[0]].submitted = True
+            promise.add_done_callback(partial(self._answer_settled, key, receipt))
         return promise
 
     def _submission_settled(self, promise: Appended) -> None:
@@ -486,32 +483,43 @@ class Pipeline:
             self._applier.wake()
 
     def _answer_settled(
-        self,
-        key: tuple[bytes, bytes],
-        answer: "asyncio.Future[Receipt]",
-        receipt: Receipt,
-        promise: Appended,
+        self, key: tuple[bytes, bytes], receipt: Receipt, promise: Appended
     ) -> None:
-        del self._promised[key[0]]
+        promised = self._promised.pop(key[0])
         if (error := promise.exception()) is not None:
-            answer.set_exception(error)
-            answer.exception()
+            promised.answer.set_exception(error)
+            promised.answer.exception()
             return
         receipt.position = promise.result()[1]
         self._unapplied[key[0]] = (key[1], receipt)
-        answer.set_result(receipt)
+        promised.answer.set_result(receipt)
+
+    def _promise(self, key: tuple[bytes, bytes]) -> None:
+        """Let repeats of this key wait for the request that begins now."""
+        answer: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        self._promised[key[0]] = _Promised(key[1], answer)
+
+    def _withdraw(self, key: tuple[bytes, bytes]) -> None:
+        """The first request with this key failed before it reached the log."""
+        promised = self._promised.get(key[0])
+        if promised is not None and not promised.submitted:
+            del self._promised[key[0]]
+            promised.answer.set_exception(
+                Busy("The first request with this Idempotency-Key failed; send it again.", 1)
+            )
+            promised.answer.exception()
 
     def _count(
         self, pipeline: str, accepted: int, rejected: int, duplicates: dict[str, int]
     ) -> None:
         self.totals[pipeline].add(Totals(accepted, rejected, sum(duplicates.values())))
 
-    async def answer_to(self, key: tuple[bytes, bytes]) -> Receipt | None:
-        """What this Idempotency-Key was answered, if it was; raises KeyReused on another body."""
+    async def _answer_to(self, key: tuple[bytes, bytes]) -> Receipt | None:
+        """What this Idempotency-Key was answered; without an await when it is new."""
         name, body = key
-        if name in self._promised:
-            known, answer = self._promised[name]
-            receipt = await asyncio.shield(answer)
+        if (promised := self._promised.get(name)) is not None:
+            known = promised.body
+            receipt = await asyncio.shield(promised.answer)
         elif name in self._unapplied:
             known, receipt = self._unapplied[name]
         elif (stored := self.store.answer(name)) is not None:
@@ -575,6 +583,7 @@ class Intake:
 
     def __init__(self, pipeline: Pipeline, spec: Spec) -> None:
         self.accepted = self.rejected = 0
+        self.repeated = False
         self.codes: set[str] = set()
         self.errors: list[dict[str, Any]] = []
         self._pipeline = pipeline
@@ -628,7 +637,25 @@ class Intake:
             raise QueueRefused(error) from error
 
     async def commit(self, status: int, key: tuple[bytes, bytes] | None = None) -> Receipt:
-        """Make the body durable and visible; raise QueueRefused, and leave nothing, otherwise."""
+        """Make the body durable and visible; raise QueueRefused, and leave nothing, otherwise.
+
+        `key` is the digest of an Idempotency-Key and that of the body. When it has been answered
+        already, nothing is added, `repeated` is set, and the first answer is returned; raises
+        KeyReused when it was answered for another body.
+        """
+        if key is None:
+            return await self._commit(status, None)
+        pipeline = self._pipeline
+        if (receipt := await pipeline._answer_to(key)) is not None:
+            self.repeated = True
+            return receipt
+        pipeline._promise(key)
+        try:
+            return await self._commit(status, key)
+        finally:
+            pipeline._withdraw(key)
+
+    async def _commit(self, status: int, key: tuple[bytes, bytes] | None) -> Receipt:
         pipeline = self._pipeline
         if self._path is None:
             return await pipeline.accept(self._spec, self._blocks, status, key)

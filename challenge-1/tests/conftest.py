@@ -82,7 +82,7 @@ class Server:
 
 @pytest.fixture
 def make_server(tmp_path: Path) -> Iterator[Callable[[], Server]]:
-    servers = []
+    servers: list[Server] = []
 
     def make() -> Server:
         data = tmp_path / f"server-{len(servers)}"

@@ -8,6 +8,7 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
+
 from aggregation import EVENTS, PIPELINES, WEBHOOK, Measure, measure, micros
 from parsing import Decoder
 from windows import MICROSECONDS, REMEMBERED_SOURCES, Tumbling, Watermarks
@@ -145,6 +146,7 @@ def naive(name: str, made: list[dict[str, Any]]) -> dict[Any, Any]:
     """The obvious model: one event after the other, everything kept."""
     groups: dict[Any, Any] = defaultdict(lambda: {"count": 0, "late": 0, "members": {}})
     latest: dict[str, float] = {}
+    group: tuple[str, ...]
     for document in made:
         data = document["data"]
         if name == "webhook":
@@ -181,8 +183,8 @@ def test_a_stream_cut_into_any_batches_gives_what_the_naive_model_gives(
             found = groups[delta.window_start // MICROSECONDS, delta.group]
             found["count"] += delta.count
             found["late"] += delta.late
-            for member, m in delta.measures.items():
-                found["members"].setdefault(member, []).append(m)
+            for member, part in delta.measures.items():
+                found["members"].setdefault(member, []).append(part)
         at += size
 
     expected = naive(name, made)
@@ -192,9 +194,9 @@ def test_a_stream_cut_into_any_batches_gives_what_the_naive_model_gives(
         assert found["members"].keys() == expected[key]["members"].keys()
         for member, parts in found["members"].items():
             values = expected[key]["members"][member]
-            total = math.fsum(x for m in parts for x in (m.total, m.rest))
-            exact, size = math.fsum(values), math.fsum(map(abs, values))
-            assert abs(total - exact) <= max(1e-30 * size, math.ulp(exact))
+            total = math.fsum(x for part in parts for x in (part.total, part.rest))
+            exact, magnitude = math.fsum(values), math.fsum(map(abs, values))
+            assert abs(total - exact) <= max(1e-30 * magnitude, math.ulp(exact))
             assert sum(m.count for m in parts) == len(values)
             assert min(m.least for m in parts) == min(values)
             assert max(m.greatest for m in parts) == max(values)

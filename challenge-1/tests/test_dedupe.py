@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from dedupe import KeyHash, SeenKeys, pack_keys, unpack_keys
 
 pytestmark = pytest.mark.unit

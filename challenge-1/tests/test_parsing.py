@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from aggregation import EVENTS, WEBHOOK
 from parsing import (
     BLOCK_BYTES,
@@ -39,7 +40,12 @@ def with_extra(extra: str) -> bytes:
 
 
 def read(
-    body: bytes, form: Form = "ndjson", *, engine: str = "msgspec", piece: int = 10**9, max_: int = MAX
+    body: bytes,
+    form: Form = "ndjson",
+    *,
+    engine: str = "msgspec",
+    piece: int = 10**9,
+    max_: int = MAX,
 ) -> Block:
     """The whole body as one block, fed in pieces."""
     reader = Reader(Decoder(WEBHOOK, engine), form, max_event_bytes=max_)

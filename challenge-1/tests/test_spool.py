@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from spool import HEADER, FileQueue, Message, MessageQueue, QueueError, QueueRefused
 
 pytestmark = [pytest.mark.anyio, pytest.mark.unit]
@@ -221,9 +222,7 @@ class TestTheDiskRefuses:
         assert payloads(queue) == [b"before", b"after"]
         queue.close()
 
-    async def test_who_waits_behind_a_refused_message_is_refused_too(
-        self, directory: Path
-    ) -> None:
+    async def test_who_waits_behind_a_refused_message_is_refused_too(self, directory: Path) -> None:
         disk = Disk()
         queue = FileQueue(directory, sync=disk)
         await queue.submit(1, b"before")

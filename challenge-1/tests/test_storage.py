@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from aggregation import Delta, measure
 from parsing import Rejected
 from storage import (
@@ -41,9 +42,7 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Calla
 
 
 def delta(start: int, group: str, values: list[float], late: int = 0, source: str = "") -> Delta:
-    return Delta(
-        start, start + 10, (group,), source, len(values), late, {"value": measure(values)}
-    )
+    return Delta(start, start + 10, (group,), source, len(values), late, {"value": measure(values)})
 
 
 def sums(store: Store) -> dict[Any, float]:
@@ -174,9 +173,7 @@ class TestTheContract:
         assert len(page_through(group=hostile)) == 10
         assert len(page_through(group=((("webhook", 0, "a"), ("events", 0, "a")),))) == 20
 
-    def test_the_latest_window_of_each_group_is_found(
-        self, open_store: Callable[..., Any]
-    ) -> None:
+    def test_the_latest_window_of_each_group_is_found(self, open_store: Callable[..., Any]) -> None:
         store = open_store()
         deltas = [("events", delta(start, group, [1.0])) for start in (30, 0, 10) for group in "ab"]
         store.apply([Changes(1, deltas)])

@@ -1,0 +1,393 @@
+"""The pipeline without HTTP: the same guarantees, from Python."""
+
+import asyncio
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage import AggregateQuery
+from utils import (
+    EVENTS,
+    WEBHOOK,
+    Busy,
+    EventRejected,
+    Held,
+    KeyReused,
+    Pipeline,
+    QueueError,
+    QueueRefused,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+FOLDER = Path(__file__).resolve().parent.parent
+
+
+def measurement(value: float = 1, category: str = "a", ts: float = 1_700_000_000) -> dict[str, Any]:
+    return {"data": {"category": category, "value": value, "quantity": 1, "ts": ts}}
+
+
+def event(number: int, **data: float) -> dict[str, Any]:
+    return {"event_id": f"e{number}", "source": "s", "event_type": "t", "data": data}
+
+
+def counted(pipeline: Pipeline, name: str) -> int:
+    rows = pipeline.store.aggregates(AggregateQuery(pipeline=name, limit=1000))
+    return sum(row.count for row in rows)
+
+
+def lines(documents: list[dict[str, Any]]) -> bytes:
+    import msgspec
+
+    return b"\n".join(msgspec.json.encode(document) for document in documents)
+
+
+async def ingest(
+    pipeline: Pipeline, spec: Any, body: bytes, key: tuple[bytes, bytes] | None = None
+) -> Any:
+    """Take a body as the HTTP route does."""
+    reader, intake = pipeline.reader(spec, "ndjson"), pipeline.intake(spec)
+    try:
+        for start in range(0, len(body), 65_536):
+            for block in reader.feed(body[start : start + 65_536]):
+                await intake.add(block)
+        for block in reader.finish():
+            await intake.add(block)
+        return await intake.commit(202, key)
+    finally:
+        intake.abort()
+
+
+async def test_what_was_put_is_aggregated_when_the_workers_have_stopped(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    async with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await asyncio.gather(*(pipeline.ingest_q.put(measurement(n)) for n in range(200)))
+        await pipeline.stop_workers()
+
+        (row,) = pipeline.store.aggregates(AggregateQuery())
+        assert row.count == 200
+        assert row.measures["value"].total == sum(range(200))
+        assert not row.final
+        assert pipeline.backlog_events == 0
+
+
+async def test_a_put_has_returned_only_when_the_event_is_in_the_log(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    pipeline = make_pipeline()
+    with pipeline:
+        receipt = await pipeline.ingest_q.put(measurement())
+
+        assert [m.end for m in pipeline.queue.read(0)] == [receipt.position]
+        assert counted(pipeline, "webhook") == 0
+    with make_pipeline() as again:
+        await again.start_workers()
+        await again.stop_workers()
+
+        assert counted(again, "webhook") == 1
+
+
+async def test_an_event_that_does_not_fit_is_refused_and_nothing_is_kept(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        for bad in ({"data": 5}, {"event_id": "x"}, {"data": {"value": float("nan")}}):
+            with pytest.raises(EventRejected):
+                await pipeline.ingest_q.put(bad)
+
+        assert pipeline.queue.end == 0
+        assert pipeline.ingest_q.qsize() == 0
+        assert pipeline.ingest_q.maxsize == 1000
+
+
+async def test_a_repeated_event_is_a_duplicate_also_after_a_restart(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        receipts = await asyncio.gather(*(pipeline.ingest_q.put(event(1, x=n)) for n in range(16)))
+        assert sorted(r.accepted for r in receipts) == [0] * 15 + [1]
+        await pipeline.ingest_q.put(event(2))
+    with make_pipeline() as pipeline:  # neither was applied: the keys come from the log
+        assert (await pipeline.ingest_q.put(event(1))).duplicates == 1
+        await pipeline.start_workers()
+        await pipeline.stop_workers()
+    with make_pipeline() as pipeline:  # now they come from the store
+        assert (await pipeline.ingest_q.put(event(2))).duplicates == 1
+        assert pipeline.totals["events"].received == 19
+        assert pipeline.totals["events"].accepted == 2
+
+
+async def test_an_upload_is_in_once_whatever_of_it_was_known(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    body = lines([event(n % 4000, x=1) for n in range(6000)])
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        for n in range(10):
+            await pipeline.ingest_q.put(event(n))
+
+        first = await ingest(pipeline, EVENTS, body)
+        again = await ingest(pipeline, EVENTS, body)
+        await pipeline.stop_workers()
+
+        assert (first.accepted, first.duplicates) == (3990, 2010)
+        assert (again.accepted, again.duplicates) == (0, 6000)
+        assert counted(pipeline, "events") == 4000
+    with make_pipeline() as pipeline:
+        assert (await ingest(pipeline, EVENTS, body)).duplicates == 6000
+        assert pipeline.totals["events"].received == 18_010
+
+
+async def test_uploads_and_single_events_that_race_count_each_id_once(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    body = lines([event(n, x=1) for n in range(5000)])
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        receipts = await asyncio.gather(
+            ingest(pipeline, EVENTS, body),
+            ingest(pipeline, EVENTS, body),
+            *(pipeline.ingest_q.put(event(n)) for n in range(0, 5000, 10)),
+        )
+        await pipeline.stop_workers()
+
+        assert sum(r.accepted for r in receipts) == 5000
+        assert counted(pipeline, "events") == 5000
+
+
+async def test_an_upload_that_ends_early_leaves_nothing(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        reader, intake = pipeline.reader(WEBHOOK, "ndjson"), pipeline.intake(WEBHOOK)
+        for block in reader.feed(lines([measurement(n) for n in range(20_000)])):
+            await intake.add(block)
+        assert len(list(pipeline._uploads.iterdir())) == 1
+
+        intake.abort()
+
+        assert list(pipeline._uploads.iterdir()) == []
+        assert pipeline.queue.end == 0
+
+
+async def test_an_upload_whose_process_died_before_the_commit_is_cleared_away(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        left = pipeline._uploads / "0123456789abcdef0123456789abcdef"
+        left.write_bytes(b"half")
+    with make_pipeline():
+        assert not left.exists()
+
+
+@pytest.mark.parametrize("count", [10, 6000])
+async def test_an_idempotency_key_gets_its_first_answer_for_ever(
+    make_pipeline: Callable[..., Pipeline], count: int
+) -> None:
+    body = lines([measurement(n) for n in range(count)])
+    key = (b"key", b"digest")
+    with make_pipeline() as pipeline:
+        first, *others = await asyncio.gather(
+            *(ingest(pipeline, WEBHOOK, body, key) for _ in range(4))
+        )
+        assert others == [first] * 3
+        with pytest.raises(KeyReused):
+            await ingest(pipeline, WEBHOOK, body, (b"key", b"other"))
+    with make_pipeline() as pipeline:  # from the log
+        assert await ingest(pipeline, WEBHOOK, body, key) == first
+        await pipeline.start_workers()
+        await pipeline.stop_workers()
+        assert counted(pipeline, "webhook") == count
+    with make_pipeline() as pipeline:  # from the store
+        assert await ingest(pipeline, WEBHOOK, body, key) == first
+        with pytest.raises(KeyReused):
+            await ingest(pipeline, WEBHOOK, body, (b"key", b"other"))
+
+
+async def test_the_backlog_bound_refuses_before_memory_grows_and_lifts_by_itself(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline(backlog_max_bytes=64 * 1024) as pipeline:
+        await pipeline.start_workers()
+        pipeline.pause_applying()
+        accepted = 0
+        with pytest.raises(Busy) as busy:
+            for n in range(10_000):
+                pipeline.admit()
+                accepted += (await ingest(pipeline, WEBHOOK, lines([measurement(n)]))).accepted
+        assert 1 <= busy.value.retry_after <= 60
+        assert pipeline.backlog_bytes < 65 * 1024
+        waiting = asyncio.create_task(pipeline.ingest_q.put(measurement()))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+
+        pipeline.pause_applying(False)
+        await waiting
+        pipeline.admit()
+        await pipeline.stop_workers()
+
+        assert counted(pipeline, "webhook") == accepted + 1
+
+
+async def test_more_is_handed_over_than_memory_takes_and_nothing_is_lost(
+    make_pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("applier.HANDOVER_BYTES", 2000)
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        pipeline.pause_applying()
+        for n in range(100):
+            await pipeline.ingest_q.put(measurement(n))
+        pipeline.pause_applying(False)
+        for n in range(100):
+            await pipeline.ingest_q.put(measurement(n))
+        await pipeline.stop_workers()
+
+        (row,) = pipeline.store.aggregates(AggregateQuery())
+        assert (row.count, row.measures["value"].total) == (200, 2 * sum(range(100)))
+
+
+async def test_after_a_refused_sync_the_same_event_may_come_again(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    broken = False
+
+    def sync(fd: int) -> None:
+        if broken:
+            raise OSError(errno.EIO, "broken")
+        os.fdatasync(fd)
+
+    with make_pipeline(sync=sync) as pipeline:
+        await pipeline.start_workers()
+        broken = True
+        results = await asyncio.gather(
+            *(pipeline.ingest_q.put(event(1)) for _ in range(5)), return_exceptions=True
+        )
+        assert all(isinstance(result, QueueRefused) for result in results)
+        assert pipeline.totals["events"].received == 0
+        assert not await pipeline.probe_queue()
+        with pytest.raises(QueueRefused):
+            await ingest(pipeline, EVENTS, lines([event(n) for n in range(5000)]))
+        assert list(pipeline._uploads.iterdir()) == []
+
+        broken = False
+        assert await pipeline.probe_queue()
+        assert (await pipeline.ingest_q.put(event(1))).accepted == 1
+        await pipeline.stop_workers()
+        assert counted(pipeline, "events") == 1
+
+
+async def test_a_store_that_refuses_is_waited_for_while_events_are_taken(
+    make_pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("applier.RETRY_SECONDS", 0.01)
+    with make_pipeline() as pipeline:
+        writer = pipeline.store._writer
+        pages = writer.execute("PRAGMA page_count").fetchone()[0]
+        writer.execute(f"PRAGMA max_page_count = {pages}")
+        await pipeline.start_workers()
+        for n in range(300):
+            await pipeline.ingest_q.put(measurement(n, f"category-{n}" * 10))
+        while (await pipeline.probe_queue()) and vars(pipeline)["store_works"]:
+            await asyncio.sleep(0.01)
+
+        writer.execute("PRAGMA max_page_count = 1000000")
+        await pipeline.applied(pipeline.queue.end)
+        assert pipeline.store_works
+        await pipeline.stop_workers()
+        assert counted(pipeline, "webhook") == 300
+
+
+async def test_a_damaged_upload_is_reported_and_holds_up_nothing(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await ingest(pipeline, WEBHOOK, lines([measurement(n) for n in range(20_000)]))
+        await pipeline.ingest_q.put(measurement(0, "after"))
+        (path,) = pipeline._uploads.iterdir()
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+        class Log:
+            said: list[Any] = []
+
+            def error(self, *words: Any) -> None:
+                self.said.append(words)
+
+        pipeline._log = Log()
+        await pipeline.start_workers()
+        await pipeline.applied(pipeline.queue.end)
+        await pipeline.stop_workers()
+
+        assert 10_000 < counted(pipeline, "webhook") < 20_000
+        assert "damaged" in Log.said[0][0]
+
+
+async def test_applied_log_and_uploads_are_dropped_only_when_checkpointed(
+    make_pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("applier.KEEP_BYTES", 1_000_000)
+    monkeypatch.setattr("applier.TRIM_BYTES", 500_000)
+    with make_pipeline() as pipeline:
+        pipeline.queue._segment_bytes = 200_000
+        await pipeline.start_workers()
+        for round_ in range(20):
+            body = lines([measurement(n) for n in range(2000)])
+            await ingest(pipeline, WEBHOOK, body)
+            for n in range(5):
+                await ingest(pipeline, WEBHOOK, body[: 180_000 - 50 * n].rpartition(b"\n")[0])
+            await pipeline.applied(pipeline.queue.end)
+            assert round_ or len(list(pipeline._uploads.iterdir())) <= 1
+        await pipeline.stop_workers()
+
+        assert pipeline.queue.statistics().first > 0
+        assert pipeline.queue.statistics().bytes < 2_000_000
+        assert len(list(pipeline._uploads.iterdir())) < 15
+        expected = pipeline.totals["webhook"].accepted
+        assert counted(pipeline, "webhook") == expected
+
+
+async def test_a_second_process_on_the_same_data_is_refused_naming_the_first(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline():
+        with pytest.raises(Held, match=str(os.getpid())):
+            make_pipeline().__enter__()
+        with pytest.raises(Held):
+            make_pipeline(queue_dir="elsewhere").__enter__()
+    with make_pipeline():
+        pass
+
+
+async def test_a_database_and_a_log_that_do_not_belong_together_are_refused(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    async with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.ingest_q.put(measurement())
+    with pytest.raises(QueueError, match="belong together"):
+        make_pipeline(queue_dir="empty").__enter__()
+
+
+def test_from_python_no_web_framework_is_imported() -> None:
+    code = "import sys, utils; sys.exit('fastapi' in sys.modules or 'starlette' in sys.modules)"
+
+    assert subprocess.call([sys.executable, "-c", code], cwd=FOLDER) == 0
+
+
+async def test_resource_metrics_name_what_is_used(make_pipeline: Callable[..., Pipeline]) -> None:
+    with make_pipeline(queue_maxsize=7) as pipeline:
+        metrics = pipeline.get_resource_metrics()
+
+    assert metrics["memory_bytes"] > 10_000_000
+    assert metrics["queue_maxsize"] == 7
+    assert metrics["backlog_events"] == 0
