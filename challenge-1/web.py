@@ -197,6 +197,7 @@ def create_app(
     app.state.stopping = gate.stopping
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(Exception, _on_failure)
     _add_docs(app)
     _add_service_routes(app, checks or {}, collect, gate)
     _close_stalled_connections(limits.head_seconds)
@@ -344,7 +345,7 @@ class _Exchange:
         self.send_to = send
         self.received = 0
         self.more = True
-        self.gave_up = False
+        self.gave_up = self.answered = False
         self.status = 0
         self.started = 0.0
         self.limit: int | None = None
@@ -394,7 +395,7 @@ class _Exchange:
             log.exception(
                 "request_failed", request_id=self.id, path=path, error=type(error).__name__
             )
-            await self._fail(Problem(500, "The service failed; its log names this request id."))
+            await self._fail(Problem(500, _FAILURE))
         finally:
             method = scope["method"] if scope["method"] in KNOWN_METHODS else "OTHER"
             gate.requests[method, self.status] = gate.requests.get((method, self.status), 0) + 1
@@ -435,6 +436,8 @@ class _Exchange:
                 *message.get("headers", ()),
                 (b"x-request-id", self.id.encode("ascii")),
             ]
+        elif not message.get("more_body", False):
+            self.answered = True
         await self.send_to(message)
 
     async def _answer_in_time(self) -> None:
@@ -471,8 +474,10 @@ class _Exchange:
         )
 
     async def _fail(self, problem: HTTPException) -> None:
-        if self.status:  # the answer has begun: cutting the connection is the only honest end
-            raise problem
+        if self.status:
+            if self.answered:  # the framework's own handler has answered before it raised
+                return
+            raise problem  # the answer has begun: cutting the connection is the only honest end
         response = problem_response(self.scope, problem)
         try:
             await response(self.scope, self.source, self.send)
@@ -626,6 +631,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return problem_response(request.scope, problem)
 
 
+async def _on_failure(request: Request, error: Exception) -> Response:
+    del error  # the framework raises it again, and the gate logs it
+    return problem_response(request.scope, Problem(500, _FAILURE))
+
+
+_FAILURE = "The service failed; its log names this request id."
 _SENTENCES = {
     404: "There is nothing at this path. The operations are listed at /docs.",
     405: "This path does not know that method; the Allow header names those it knows.",
