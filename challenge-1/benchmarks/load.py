@@ -8,6 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -81,12 +82,12 @@ class Load:
             self.finished.set()
 
 
-def post(url: str, make_body: Callable[[int], bytes]) -> Callable[[int], bytes]:
+def post(url: str, make_body: Callable[[int], bytes], content_type: str) -> Callable[[int], bytes]:
     """A maker of whole requests out of a maker of bodies."""
     parts = urlsplit(url)
     head = (
         f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
-        "Content-Type: application/json\r\nContent-Length: "
+        f"Content-Type: {content_type}\r\nContent-Length: "
     ).encode()
 
     def make(number: int) -> bytes:
@@ -103,11 +104,12 @@ async def run(
     connections: int,
     requests: int,
     seconds: float = 60.0,
-) -> dict[str, object]:
+    content_type: str = "application/json",
+) -> dict[str, Any]:
     """Send the requests; return rate, statuses, and latencies in milliseconds."""
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
-    load = Load(post(url, make_body), requests, seconds)
+    load = Load(post(url, make_body, content_type), requests, seconds)
     load.open = connections
     started = time.perf_counter()
     for _ in range(connections):
