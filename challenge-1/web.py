@@ -875,6 +875,8 @@ def configure_logging(level: str = "INFO") -> None:
         server = logging.getLogger(name)
         server.handlers.clear()
         server.propagate = True
+    for name in ("httpx", "httpx2"):  # clients that would log every request they make
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     access = logging.getLogger("uvicorn.access")  # the gate writes one line per request itself
     access.handlers.clear()
     access.propagate = False
