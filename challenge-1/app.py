@@ -5,6 +5,7 @@ every microsecond counts; they are documented by routes of the same path. Run it
 `uvicorn app:app`, or with `python app.py` on PORT.
 """
 
+import asyncio
 import base64
 import binascii
 import datetime as dt
@@ -140,7 +141,7 @@ def ingest(spec: Spec) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
                 duplicates=0,
             )
         if b"wait=applied" in scope["query_string"].split(b"&"):
-            await pipeline.applied(receipt.position)
+            await _until_applied(scope["app"], pipeline, receipt.position)
         now = time.monotonic()
         pipeline.latencies.add(now - started, now)
         body = b'{"accepted":%d,"rejected":%d,"duplicates":%d,"errors":%s,"position":%d}' % (
@@ -154,6 +155,19 @@ def ingest(spec: Spec) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         await send({"type": "http.response.body", "body": body})
 
     return take
+
+
+async def _until_applied(app: FastAPI, pipeline: Pipeline, position: int) -> None:
+    """Wait for the aggregates, or until the server is told to stop: the events are durable."""
+    waits = {
+        asyncio.ensure_future(pipeline.applied(position)),
+        asyncio.ensure_future(app.state.stopping.wait()),
+    }
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 async def _take(

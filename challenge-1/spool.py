@@ -139,7 +139,8 @@ class FileQueue:
         self._pending: list[Entry] = []
         self._committing: asyncio.Task[None] | None = None
         self._sync_seconds = QUICK_SYNC_SECONDS * 2  # unknown yet: the first ones go to the thread
-        self._torn_bytes = self._corrupt = self._appended = self._syncs = self._refusals = 0
+        self._torn_bytes = self._appended = self._syncs = self._refusals = 0
+        self._corrupt: set[int] = set()  # where damage was met
         make_directory(directory)
         self._bases = self._find_segments()
         self._fd = -1
@@ -319,7 +320,7 @@ class FileQueue:
                 continue
             for found in self._scan(base, max(base, position)):
                 if isinstance(found, int):
-                    self._corrupt += 1
+                    self._corrupt.add(found)
                     continue
                 if found.start >= following or found.end > limit:
                     break  # behind it lies what was refused and could not be cut off
@@ -354,7 +355,7 @@ class FileQueue:
             syncs=self._syncs,
             refusals=self._refusals,
             torn_bytes=self._torn_bytes,
-            corrupt_frames=self._corrupt,
+            corrupt_frames=len(self._corrupt),
         )
 
     def close(self) -> None:

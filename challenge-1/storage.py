@@ -217,7 +217,7 @@ class Store(Protocol):
         ...
 
     def totals(self) -> dict[tuple[str, str], Totals]:
-        """The counts by pipeline and source."""
+        """The counts by pipeline (with source `""`), and of the thousand busiest sources."""
         ...
 
     def seen(self) -> Iterator[bytes]:
@@ -459,9 +459,11 @@ class SQLiteStore:
         return rows[0][0] if rows else None
 
     def totals(self) -> dict[tuple[str, str], Totals]:
-        """The counts by pipeline and source."""
+        """The counts by pipeline (with source `""`), and of the thousand busiest sources."""
         rows = self._rows(
-            "SELECT pipeline, source, accepted, rejected, duplicates, late FROM totals"
+            "SELECT pipeline, source, accepted, rejected, duplicates, late FROM totals "
+            "ORDER BY source <> '', accepted DESC LIMIT ?",
+            (LISTED_SOURCES,),
         )
         return {(row[0], row[1]): Totals(*row[2:]) for row in rows}
 

@@ -213,7 +213,7 @@ class Pipeline:
         self.totals: dict[str, Totals] = {name: Totals() for name in PIPELINES}
         self.waiting = self.staging = 0
         self.store_works = self.queue_works = True
-        self._upload_backlog = 0
+        self._upload_backlog = self._reported_damage = 0
         for keys in self.store.seen():
             self._seen.update(unpack_keys(keys))
         for (name, source), totals in self.store.totals().items():
@@ -567,6 +567,9 @@ class Pipeline:
             self._unapplied.pop(key, None)
         if applied.lost:
             self._log.error("A staged upload is damaged: %d records are lost.", applied.lost)
+        if (damaged := self.queue.statistics().corrupt_frames) > self._reported_damage:
+            self._reported_damage = damaged
+            self._log.error("The log is damaged in %d places; the rest was applied.", damaged)
         due = [waiter for position, waiter in self._waiters if position <= applied.position]
         if due:
             self._waiters = [each for each in self._waiters if each[0] > applied.position]

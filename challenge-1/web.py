@@ -174,7 +174,7 @@ def create_app(
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[Any]:
         configure_logging(log_level)
-        gate.stopping.clear()
+        gate.stopping = app.state.stopping = asyncio.Event()
         with _on_stop_signal(gate.stop):
             gc.collect()
             gc.freeze()  # what was imported stays: the collector need not look at it again

@@ -273,6 +273,31 @@ def test_hundreds_of_half_sent_bodies_do_not_keep_others_from_being_served(serve
     assert "Traceback" not in server.log.read_text()
 
 
+@pytest.mark.load
+def test_under_load_open_windows_are_visible_within_a_second(server: Any) -> None:
+    load = subprocess.Popen(
+        [sys.executable, str(FOLDER / "benchmarks" / "load.py"), f"{server.url}/webhook/ingest",
+         "--requests", "60000"],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    waits = []
+    number = 0
+    while load.poll() is None:
+        number += 1
+        body = GOOD.replace(b'"c"', b'"k%d"' % number)
+        assert server.post("/webhook", body).status_code == 202
+        started = time.monotonic()
+        while not server.get("/aggregates", group=f"category:k{number}")["items"]:
+            assert time.monotonic() - started < 10
+        waits.append(time.monotonic() - started)
+    assert load.stdout is not None
+    assert json.loads(load.stdout.read())["statuses"] == {"202": 60_000}
+    load.stdout.close()
+
+    assert len(waits) > 10
+    assert sorted(waits)[int(len(waits) * 0.99)] < 1
+
+
 def test_a_client_gone_in_the_middle_leaves_nothing(server: Any) -> None:
     address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
     line = GOOD + b"\n"
@@ -329,6 +354,35 @@ def test_overload_is_429_with_a_wait_and_nothing_accepted_is_lost(
 
     assert refused
     assert totals(server, "webhook", "value")[0] == sum(accepted)
+
+
+def test_it_ends_at_once_although_somebody_waits_for_a_store_that_refuses(
+    server: Any,
+) -> None:
+    pid = server.process.pid
+    database = server.data / "webhook_results.db-wal"
+    size = database.stat().st_size
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (max(size, 200_000), resource.RLIM_INFINITY))
+    many = b"\n".join(GOOD.replace(b'"c"', b'"k%d"' % n) for n in range(1500))
+    assert server.post("/webhook", many, content_type="text/plain").status_code == 202
+    waiting = threading.Thread(
+        target=lambda: server.post("/webhook?wait=applied", GOOD), daemon=True
+    )
+    deadline = time.monotonic() + 20
+    while server.get("/health")["status"] == "healthy":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    waiting.start()
+    while server.get("/stats")["accepted"] < 1501:
+        assert time.monotonic() < deadline
+
+    started = time.monotonic()
+    server.stop()
+
+    assert time.monotonic() - started < 3
+    server.start()
+    server.post("/webhook?wait=applied", GOOD)
+    assert totals(server, "webhook", "value")[0] == 1502
 
 
 def test_frozen_and_thawed_it_goes_on(server: Any) -> None:

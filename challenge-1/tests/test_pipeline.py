@@ -332,6 +332,32 @@ async def test_a_damaged_upload_is_reported_and_holds_up_nothing(
         assert "damaged" in Log.said[0][0]
 
 
+async def test_a_damaged_frame_costs_its_events_alone_and_is_reported(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    said: list[Any] = []
+
+    class Log:
+        def error(self, *words: Any) -> None:
+            said.append(words)
+
+    with make_pipeline() as pipeline:
+        for n in range(9):
+            await pipeline.ingest_q.put(measurement(n))
+        (segment,) = (pipeline.queue_dir / "ingest").iterdir()
+        data = bytearray(segment.read_bytes())
+        data[len(data) // 2] ^= 1
+        segment.write_bytes(data)
+    with make_pipeline(logger=Log()) as pipeline:
+        await pipeline.start_workers()
+        await pipeline.ingest_q.put(measurement(9))
+        await pipeline.applied(pipeline.queue.end)
+        await pipeline.stop_workers()
+
+        assert counted(pipeline, "webhook") == 9
+        assert "damaged" in said[0][0]
+
+
 async def test_applied_log_and_uploads_are_dropped_only_when_checkpointed(
     make_pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -206,6 +206,22 @@ class TestTheContract:
         store.apply([letters])
         assert store.dead_letters(0, 1)[0].record.line == 5
 
+    def test_of_very_many_sources_the_busiest_are_listed(
+        self, open_store: Callable[..., Any]
+    ) -> None:
+        store = open_store()
+        changes = Changes(1)
+        for number in range(3000):
+            changes.total("events", f"s{number}").add(Totals(accepted=number))
+        changes.total("events", "").add(Totals(accepted=1))
+        store.apply([changes])
+
+        totals = store.totals()
+
+        assert len(totals) == 1000
+        assert totals["events", ""] == Totals(accepted=1)
+        assert ("events", "s2999") in totals
+
     def test_a_checkpoint_says_what_is_safe(self, open_store: Callable[..., Any]) -> None:
         store = open_store()
         store.apply([Changes(42)])
