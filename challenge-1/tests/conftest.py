@@ -77,7 +77,7 @@ class Server:
 
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:
-            self.kill()
+            self.stop()
 
 
 @pytest.fixture

@@ -49,6 +49,10 @@ class Producer(threading.Thread):
         self.resent = 0
 
     def run(self) -> None:
+        with httpx2.Client(timeout=10) as self.client:
+            self.send_until_told_to_end()
+
+    def send_until_told_to_end(self) -> None:
         while not self.ending.is_set():
             kind = self.chance.random()
             if kind < 0.7:
@@ -80,15 +84,16 @@ class Producer(threading.Thread):
     def until_acknowledged(self, path: str, body: str, headers: dict[str, str]) -> None:
         while True:
             with contextlib.suppress(httpx2.TransportError):
-                answer = httpx2.post(
-                    self.server.url + path, content=body, timeout=10,
+                answer = self.client.post(
+                    self.server.url + path,
+                    content=body,
                     headers={"content-type": "application/x-ndjson", **headers},
-                )  # fmt: skip
+                )
                 if answer.status_code == 202:
                     return
                 assert answer.status_code in (429, 503), answer.text
             self.resent += 1
-            time.sleep(0.01)
+            time.sleep(0.05)
 
 
 def totals(server: Any, pipeline: str, member: str) -> tuple[int, float]:

@@ -48,9 +48,31 @@ def build(**options: Any) -> FastAPI:
     return app
 
 
+class Log:
+    """What the servers of a test have said on stderr."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+        self.text = ""
+
+    def lines(self, containing: str) -> list[str]:
+        """The lines with these words; waits for the first, since answers precede their line."""
+        deadline = time.monotonic() + 5
+        while containing not in self.text and time.monotonic() < deadline:
+            self.text += self._capfd.readouterr().err
+            time.sleep(0.005)
+        self.text += self._capfd.readouterr().err
+        return [line for line in self.text.splitlines() if containing in line]
+
+
 @pytest.fixture
-def serve() -> Iterator[Callable[..., str]]:
-    """Run an app in a server in a thread; returns its URL."""
+def said(capfd: pytest.CaptureFixture[str]) -> Log:
+    return Log(capfd)
+
+
+@pytest.fixture
+def serve(said: Log) -> Iterator[Callable[..., str]]:
+    """Run an app in a server in a thread; returns its URL. It ends before the capture does."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start(app: FastAPI) -> str:
@@ -112,15 +134,16 @@ def test_hostile_json_is_a_4xx_that_echoes_nothing(serve: Callable[..., str], bo
 
 
 def test_a_failure_inside_tells_the_client_an_id_and_the_log_the_rest(
-    serve: Callable[..., str], capfd: pytest.CaptureFixture[str]
+    serve: Callable[..., str], said: Log
 ) -> None:
     answer = httpx2.get(f"{serve(build())}/boom")
 
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
-    said = capfd.readouterr().err
-    assert answer.headers["x-request-id"] in said
+    (line,) = said.lines('"event": "request_failed"')
+    assert answer.headers["x-request-id"] in line
+    assert "RuntimeError" in line
 
 
 def test_the_wrong_media_type_is_415_with_the_cure(serve: Callable[..., str]) -> None:
@@ -155,7 +178,7 @@ def test_a_body_over_the_limit_is_413_however_it_is_sent(
     ],
 )
 def test_half_open_clients_are_closed_while_others_are_served(
-    serve: Callable[..., str], sent: bytes, status: bytes, capfd: pytest.CaptureFixture[str]
+    serve: Callable[..., str], sent: bytes, status: bytes, said: Log
 ) -> None:
     url = serve(build())
     address = ("127.0.0.1", int(url.rpartition(":")[2]))
@@ -172,7 +195,8 @@ def test_half_open_clients_are_closed_while_others_are_served(
                 received += data
         assert received[9:12] == status
         each.close()
-    assert "Traceback" not in capfd.readouterr().err
+    assert said.lines("startup complete")
+    assert "Traceback" not in said.text
 
 
 def test_a_body_that_trickles_is_given_up_although_something_always_comes(
@@ -235,7 +259,7 @@ def test_metrics_of_the_folder_stand_beside_those_of_the_process(
     assert 'http_requests_total{method="OTHER",status="405"} 1.0' in text
 
 
-def test_a_refused_start_prints_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_start_prints_one_sentence(said: Log) -> None:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> Any:
         if not hasattr(app, "never"):
@@ -246,21 +270,17 @@ def test_a_refused_start_prints_one_sentence(capfd: pytest.CaptureFixture[str]) 
     with contextlib.suppress(SystemExit):
         server.run()
 
-    said = capfd.readouterr().err
-    assert "in use by process 7" in said
-    assert "Traceback" not in said
+    assert len(said.lines("in use by process 7")) == 1
+    assert "Traceback" not in said.text
 
 
-def test_piped_logs_are_one_json_object_a_line(
-    serve: Callable[..., str], capfd: pytest.CaptureFixture[str]
-) -> None:
-    url = serve(build())
-    httpx2.get(f"{url}/nothing%0a%22injected")
+def test_piped_logs_are_one_json_object_a_line(serve: Callable[..., str], said: Log) -> None:
+    httpx2.get(f"{serve(build())}/nothing%0a%22injected")
 
-    lines = [line for line in capfd.readouterr().err.splitlines() if '"logger": "web"' in line]
+    (line,) = said.lines('"logger": "web"')
 
-    assert len(lines) == 1
-    assert json.loads(lines[0])["status"] == 404
+    assert json.loads(line)["status"] == 404
+    assert all(json.loads(line) for line in said.text.splitlines())
 
 
 def test_the_documents_error_shape_replaces_the_frameworks() -> None:
