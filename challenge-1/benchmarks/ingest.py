@@ -1,260 +1,329 @@
 """Durable ingest beside the obvious in-memory route, and the log beside persist-queue.
 
-    python benchmarks/ingest.py [--smoke] [--json]
+    python benchmarks/ingest.py [--smoke] [--json] [--rounds N] [--data DIRECTORY]
 
-References and peers run interleaved in one run; figures are medians of the rounds, ratios those of
+References and peers run interleaved in one run, each round in the reverse order of the one before,
+and only once everything acknowledged is applied. Figures are medians of the rounds, ratios those of
 the medians. The load generator has one core, the server the other.
 """
 
 import argparse
 import asyncio
-import contextlib
 import importlib
 import json
 import os
 import platform
-import socket
-import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, TypeVar
 
-import httpx2
 import psutil
+from appends import (
+    PRODUCERS,
+    sync_milliseconds,
+    to_ours,
+    to_persist_queue_in_line,
+    to_persist_queue_in_threads,
+)
+from load import event_body, run, webhook_body
+from report import Row, row, table
+from servers import FOLDER, Server
 
-FOLDER = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(FOLDER))
-sys.path.insert(0, str(FOLDER / "benchmarks"))
-
-from load import event_body, run, webhook_body  # noqa: E402  (found by the lines above)
-
-from spool import FileQueue  # noqa: E402
-
-PRODUCERS = 128
+ROUTES = ("/webhook", "/webhook/ingest")
+FEW = (1, 4)
+T = TypeVar("T")
+Samples = defaultdict[str, list[float]]
 
 
 @dataclass
-class Goal:
-    """A figure, what it is measured against, and whether it is reached."""
+class Sizes:
+    """How much of everything."""
 
-    what: str
-    figure: str
-    goal: str
-    met: bool | None  # None: the peer is not installed
-
-
-class Server:
-    """A server in a process of its own, and the most memory it was seen to hold."""
-
-    def __init__(self, app: str, directory: Path, data: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", app, "--app-dir", str(directory), "--port", str(port),
-             "--no-access-log", "--log-level", "warning"],
-            cwd=data,
-            env={**os.environ, "LOG_LEVEL": "WARNING"},
-        )  # fmt: skip
-        self.peak = 0
-        self._ended = threading.Event()
-        deadline = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(httpx2.TransportError):
-                if httpx2.get(f"{self.url}/healthz").status_code == 200:
-                    break
-            if time.monotonic() > deadline:
-                raise RuntimeError("the server did not start")
-            time.sleep(0.05)
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        process = psutil.Process(self.process.pid)
-        while not self._ended.wait(0.1):
-            with contextlib.suppress(psutil.Error):
-                self.peak = max(self.peak, process.memory_info().rss)
-
-    def stop(self) -> None:
-        self._ended.set()
-        self.process.terminate()
-        self.process.wait(30)
+    rounds: int
+    singles: int  # requests of a round at 64 connections
+    acknowledgements: int  # requests of a round at few connections
+    uploaded: int  # events of a streamed body
+    appends: int
+    peer_appends: int
+    remembered: int  # event ids, to see what remembering them costs
 
 
-def load(url: str, path: str, connections: int, requests: int, run_id: str) -> dict[str, Any]:
-    body: Callable[[int], bytes] = webhook_body
-    if path != "/webhook":
-        body = lambda number: event_body(number, run_id)  # noqa: E731
-    result: dict[str, Any] = _loop_run(
-        run(url + path, body, connections=connections, requests=requests)
-    )
-    assert set(result["statuses"]) == {"202"}, result
-    return result
+FULL = Sizes(5, 20_000, 2_000, 400_000, 128_000, 6_400, 1_000_000)
+SMOKE = Sizes(1, 400, 100, 2_000, 2_560, 256, 2_000)
 
 
-def _loop_run(coroutine: Any) -> Any:
+def in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run it in the loop that uvicorn would choose."""
     try:
         uvloop = importlib.import_module("uvloop")
     except ImportError:
         return asyncio.run(coroutine)
-    return uvloop.run(coroutine)
+    result: T = uvloop.run(coroutine)
+    return result
 
 
-def single_events(ours: Server, peer: Server, rounds: int, requests: int) -> Iterator[Goal]:
-    """Rates at 64 connections, then latencies at few."""
-    rates: dict[str, list[float]] = {"peer": [], "/webhook": [], "/webhook/ingest": []}
-    for number in range(rounds):
-        rates["peer"].append(load(peer.url, "/webhook", 64, requests // 2, "")["per_second"])
-        for path in ("/webhook", "/webhook/ingest"):
-            found = load(ours.url, path, 64, requests, f"r{number}")
-            rates[path].append(found["per_second"])
-    reference = statistics.median(rates["peer"])
-    for path in ("/webhook", "/webhook/ingest"):
-        rate = statistics.median(rates[path])
-        yield Goal(f"durable single events on {path}", f"{rate:,.0f}/s", ">= 10,000/s",
-                   rate >= 10_000)  # fmt: skip
-        yield Goal(f"  vs FastAPI + pydantic in memory ({reference:,.0f}/s)",
-                   f"{rate / reference:.2f}x", ">= 1.5x", rate / reference >= 1.5)  # fmt: skip
-    for connections in (1, 4):
-        for path in ("/webhook", "/webhook/ingest"):
-            middle = statistics.median(
-                load(ours.url, path, connections, requests // 10, f"l{connections}-{n}")["p50_ms"]
-                for n in range(rounds)
-            )
-            yield Goal(f"acknowledgement p50, {connections} connections, {path}",
-                       f"{middle:.2f} ms", "< 1 ms", middle < 1)  # fmt: skip
+def in_turn(runs: list[Callable[[], None]], number: int) -> None:
+    """Run each once, every other round backwards: none always stands behind the same one."""
+    for each in runs if number % 2 == 0 else reversed(runs):
+        each()
 
 
-def uploads(ours: Server, peer: Server, rounds: int, events: int) -> Iterator[Goal]:
-    """One streamed NDJSON body to us, the same events as one array to the peer."""
-    lines = [webhook_body(number) for number in range(events)]
-    ndjson, array = b"\n".join(lines), b"[" + b",".join(lines) + b"]"
-    rates: dict[str, list[float]] = {"ours": [], "applied": [], "peer": []}
-    with httpx2.Client(timeout=300) as client:
-        for _ in range(rounds):
-            for name, url, body, kind in (
-                ("peer", f"{peer.url}/upload", array, "application/json"),
-                ("ours", f"{ours.url}/webhook", ndjson, "application/x-ndjson"),
-                ("applied", f"{ours.url}/webhook?wait=applied", ndjson, "application/x-ndjson"),
-            ):
-                drain(client, ours)
-                started = time.perf_counter()
-                answer = client.post(url, content=pieces(body), headers={"content-type": kind})
-                rates[name].append(events / (time.perf_counter() - started))
-                assert answer.json()["accepted"] == events, answer.text
-    ours_, applied, peer_ = (statistics.median(rates[k]) for k in ("ours", "applied", "peer"))
-    yield Goal(f"durable streamed upload vs list[Model] ({peer_:,.0f}/s)",
-               f"{ours_:,.0f}/s = {ours_ / peer_:.1f}x", ">= 6x", ours_ / peer_ >= 6)  # fmt: skip
-    yield Goal("  the same until it is aggregated", f"{applied:,.0f}/s = {applied / peer_:.1f}x",
-               "(no goal)", True)  # fmt: skip
+class Bench:
+    """Our server, the peer and the bare one, and what has been sent to ours."""
 
+    def __init__(self, stack: ExitStack, scratch: Path, sizes: Sizes) -> None:
+        self.sizes = sizes
+        self.scratch = scratch
+        code = FOLDER / "benchmarks"
+        self.ours = stack.enter_context(Server("app:app", FOLDER, scratch / "ours"))
+        self.peer = stack.enter_context(Server("peer:app", code, scratch / "peer"))
+        self.bare = stack.enter_context(Server("peer:bare", code, scratch / "bare"))
+        for server in (self.ours, self.peer, self.bare):
+            server.wait_until_up()
+        self.sent = 0
+        self._runs = count()
 
-def pieces(body: bytes) -> Iterator[bytes]:
-    for start in range(0, len(body), 65_536):
-        yield body[start : start + 65_536]
+    def load(self, server: Server, path: str, connections: int, requests: int) -> dict[str, Any]:
+        """One closed-loop run with event ids of its own; every answer has to be 202."""
+        stamp = f"run-{next(self._runs)}"
+        body: Callable[[int], bytes] = webhook_body
+        if path != "/webhook":
 
+            def body(number: int) -> bytes:
+                return event_body(number, stamp)
 
-def drain(client: httpx2.Client, ours: Server) -> None:
-    while client.get(f"{ours.url}/stats").json()["backlog_bytes"]:
-        time.sleep(0.02)
+        found = in_loop(run(server.url + path, body, connections=connections, requests=requests))
+        if found["statuses"] != {"202": requests}:
+            raise RuntimeError(f"{requests} requests to {path} got {found['statuses']}")
+        if server is self.ours:
+            self.sent += requests
+            server.drain()
+        return found
 
+    def upload(self, path: str, body: bytes, events: int) -> float:
+        """Stream a body to ours; return the seconds until its answer."""
+        started = time.perf_counter()
+        accepted = self.ours.upload(path, body, "application/x-ndjson")
+        took = time.perf_counter() - started
+        if accepted != events:
+            raise RuntimeError(f"{accepted} of {events} events were accepted")
+        self.sent += events
+        return took
 
-async def append_to_ours(directory: Path, puts: int) -> float:
-    queue = FileQueue(directory)
+    def check(self) -> None:
+        """Nothing was refused, taken for a duplicate, or not counted."""
+        figures = self.ours.stats()
+        found = tuple(figures[name] for name in ("accepted", "applied", "rejected", "duplicates"))
+        if found != (self.sent, self.sent, 0, 0):
+            raise RuntimeError(f"{self.sent} events were sent, counted were {found}")
 
-    async def produce() -> None:
-        for _ in range(puts // PRODUCERS):
-            await queue.submit(1, BODY)
+    def warm_up(self) -> None:
+        for path in ROUTES:
+            for server in (self.ours, self.peer, self.bare):
+                self.load(server, path, 64, max(self.sizes.singles // 10, 64))
 
-    started = time.perf_counter()
-    await asyncio.gather(*(produce() for _ in range(PRODUCERS)))
-    took = time.perf_counter() - started
-    queue.close()
-    return puts / took
+    # --- what is measured ---
 
+    def singles(self) -> Iterator[Row]:
+        """Rates at 64 connections."""
+        rates: Samples = defaultdict(list)
 
-BODY = webhook_body(1)
+        def rate(name: str, server: Server, path: str) -> Callable[[], None]:
+            def measure() -> None:
+                found = self.load(server, path, 64, self.sizes.singles)
+                rates[f"{name} {path}"].append(found["per_second"])
 
+            return measure
 
-def append_to_persist_queue(module: Any, directory: Path, puts: int) -> float:
-    queue = module.SQLiteQueue(str(directory), auto_commit=True, multithreading=True)
+        runs = [
+            rate("peer", self.peer, "/webhook"),
+            rate("ours", self.ours, "/webhook"),
+            rate("bare", self.bare, "/webhook"),
+            rate("peer", self.peer, "/webhook/ingest"),
+            rate("ours", self.ours, "/webhook/ingest"),
+        ]
+        for number in range(self.sizes.rounds):
+            in_turn(runs, number)
+        for path in ROUTES:
+            yield row(f"durable events on {path}, 64 connections", "/s", rates[f"ours {path}"],
+                      beside="FastAPI + pydantic in memory", references=rates[f"peer {path}"],
+                      least=10_000, times=1.5)  # fmt: skip
+        yield row("  reference: a bare ASGI route, 64 connections", "/s", rates["bare /webhook"])
 
-    def produce() -> None:
-        for _ in range(puts // PRODUCERS):
-            queue.put(BODY)
+    def acknowledgements(self) -> Iterator[Row]:
+        """Medians of the time to an answer, at few connections."""
+        latencies: Samples = defaultdict(list)
 
-    threads = [threading.Thread(target=produce) for _ in range(PRODUCERS)]
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    took = time.perf_counter() - started
-    queue.close()
-    return puts / took
+        def latency(name: str, server: Server, path: str, few: int) -> Callable[[], None]:
+            def measure() -> None:
+                found = self.load(server, path, few, self.sizes.acknowledgements)
+                latencies[f"{name} {path} {few}"].append(found["p50_ms"])
 
+            return measure
 
-def appends(scratch: Path, rounds: int, puts: int) -> Iterator[Goal]:
-    """The log alone, at 128 producers."""
-    try:
-        module = importlib.import_module("persistqueue")
-    except ImportError:
-        yield Goal("log appends vs persist-queue (SQLite)", "persist-queue is not installed",
-                   ">= 20x", None)  # fmt: skip
-        return
-    ours, peer = [], []
-    for number in range(rounds):
-        peer.append(append_to_persist_queue(module, scratch / f"p{number}", puts // 20))
-        ours.append(_loop_run(append_to_ours(scratch / f"o{number}", puts)))
-    rate, reference = statistics.median(ours), statistics.median(peer)
-    times = rate / reference
-    yield Goal(f"log appends at {PRODUCERS} producers vs persist-queue SQLite ({reference:,.0f}/s)",
-               f"{rate:,.0f}/s = {times:.0f}x", ">= 20x", times >= 20)  # fmt: skip
+        def sync() -> None:
+            latencies["sync"].append(sync_milliseconds(self.scratch, 200))
 
+        runs = [
+            latency(name, server, path, few)
+            for few in FEW
+            for path in ROUTES
+            for name, server in (("peer", self.peer), ("ours", self.ours))
+        ]
+        for number in range(self.sizes.rounds):
+            in_turn([*runs, sync], number)
+        for few in FEW:
+            for path in ROUTES:
+                name = f"{path} {few}"
+                connections = "1 connection" if few == 1 else f"{few} connections"
+                yield row(f"acknowledgement p50 on {path}, {connections}", "ms",
+                          latencies[f"ours {name}"], beside="FastAPI + pydantic in memory",
+                          references=latencies[f"peer {name}"], below=1)  # fmt: skip
+        yield row("  reference: one append and sync on this disk", "ms", latencies["sync"])
 
-def measure(*, smoke: bool) -> list[Goal]:
-    rounds = 1 if smoke else 3
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        ours = Server("app:app", FOLDER, scratch)
-        peer = Server("peer:app", FOLDER / "benchmarks", scratch)
+    def uploads(self) -> Iterator[Row]:
+        """One streamed NDJSON body to ours, the same events as one array to the peer."""
+        events = self.sizes.uploaded
+        lines = [webhook_body(number) for number in range(events)]
+        ndjson, array = b"\n".join(lines), b"[" + b",".join(lines) + b"]"
+        del lines
+        rates: Samples = defaultdict(list)
+
+        def ours() -> None:
+            started = time.perf_counter()
+            rates["ours"].append(events / self.upload("/webhook", ndjson, events))
+            self.ours.drain()
+            rates["applied"].append(events / (time.perf_counter() - started))
+
+        def peer() -> None:
+            started = time.perf_counter()
+            if self.peer.upload("/upload", array, "application/json") != events:
+                raise RuntimeError("the peer did not accept every event")
+            rates["peer"].append(events / (time.perf_counter() - started))
+
+        for number in range(self.sizes.rounds):
+            in_turn([peer, ours], number)
+        beside = "FastAPI list[Model] in memory"
+        yield row(f"durable streamed upload of {len(ndjson) / 1e6:,.0f} MB", "/s", rates["ours"],
+                  beside=beside, references=rates["peer"], times=6)  # fmt: skip
+        yield row("  the same until it is aggregated", "/s", rates["applied"],
+                  beside=beside, references=rates["peer"])  # fmt: skip
+
+    def appends(self) -> Iterator[Row]:
+        """The log alone."""
         try:
-            goals = [*single_events(ours, peer, rounds, 2_000 if smoke else 40_000)]
-            peak_singles = ours.peak
-            goals += uploads(ours, peer, rounds, 5_000 if smoke else 400_000)
-        finally:
-            ours.stop()
-            peer.stop()
-        goals += appends(scratch, rounds, 12_800 if smoke else 256_000)
-    for what, peak in (("single events", peak_singles), ("uploads too", ours.peak)):
-        goals.append(Goal(f"server memory at its peak, {what}", f"{peak / 1e6:.0f} MB",
-                          "<= 100 MB", peak <= 100e6))  # fmt: skip
-    return goals
+            module = importlib.import_module("persistqueue")
+        except ImportError:
+            module = None
+        rates: Samples = defaultdict(list)
+        directories = count()
+
+        def fresh() -> Path:
+            return self.scratch / f"log-{next(directories)}"
+
+        def ours() -> None:
+            rates["ours"].append(in_loop(to_ours(fresh(), self.sizes.appends)))
+
+        def threads() -> None:
+            found = to_persist_queue_in_threads(module, fresh(), self.sizes.peer_appends)
+            rates["in threads"].append(found)
+
+        def line() -> None:
+            found = to_persist_queue_in_line(module, fresh(), self.sizes.peer_appends)
+            rates["in one loop"].append(found)
+
+        for number in range(self.sizes.rounds):
+            in_turn([threads, ours, line] if module else [ours], number)
+        what = f"log appends, {PRODUCERS} producers"
+        if module is None:
+            yield row(what, "/s", rates["ours"], beside="persist-queue is not installed: left out")
+            return
+        best = max(("in threads", "in one loop"), key=lambda name: median(rates[name]))
+        yield row(what, "/s", rates["ours"], beside=f"persist-queue SQLite {best}",
+                  references=rates[best], times=20)  # fmt: skip
+
+    def memory(self, what: str) -> Row:
+        """The most that our server was seen to hold so far."""
+        return row(f"server memory at its peak, {what}", "MB", [self.ours.peak / 1e6],
+                   beside="the peer", references=[self.peer.peak / 1e6], at_most=100)  # fmt: skip
+
+    def remember(self) -> Row:
+        """Send as many event ids as are kept, then look at the memory again."""
+        events, at_once = self.sizes.remembered, 100_000
+        for start in range(0, events, at_once):
+            lines = [event_body(n, "kept") for n in range(start, min(start + at_once, events))]
+            self.upload("/webhook/batch", b"\n".join(lines), len(lines))
+        self.ours.drain()
+        return self.memory(f"and {events:,} more event ids remembered")
+
+
+def measure(sizes: Sizes, directory: Path | None) -> list[Row]:
+    """Everything, on a disk of one's choice."""
+    with tempfile.TemporaryDirectory(dir=directory) as name, ExitStack() as stack:
+        bench = Bench(stack, Path(name), sizes)
+        bench.warm_up()
+        rows = [*bench.singles(), *bench.acknowledgements()]
+        memory = [bench.memory("single events")]
+        rows += bench.uploads()
+        memory.append(bench.memory("and uploads"))
+        rows += bench.appends()
+        memory.append(bench.remember())
+        bench.check()
+        return rows + memory
+
+
+def file_system(directory: Path) -> str:
+    """The type of the file system there: in memory a sync would cost nothing."""
+    holding = [
+        part
+        for part in psutil.disk_partitions(all=True)
+        if directory.is_relative_to(part.mountpoint)
+    ]
+    return max(holding, key=lambda part: len(part.mountpoint)).fstype if holding else "unknown"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="tiny numbers, which prove nothing")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rounds", type=int, help="5 unless told")
+    parser.add_argument(
+        "--data", type=Path, help="write below this directory, not the temporary one"
+    )
     arguments = parser.parse_args()
+    sizes = SMOKE if arguments.smoke else FULL
+    if arguments.rounds is not None:
+        sizes.rounds = max(arguments.rounds, 1)
+    directory = (arguments.data or Path(tempfile.gettempdir())).resolve()
     started = time.monotonic()
-    goals = measure(smoke=arguments.smoke)
+    try:
+        rows = measure(sizes, directory)
+    except RuntimeError as error:
+        sys.exit(f"The run proves nothing: {error}")
+    about = {
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "file_system": file_system(directory),
+        "rounds": sizes.rounds,
+        "seconds": round(time.monotonic() - started),
+        "smoke": arguments.smoke,
+    }
     if arguments.json:
-        print(json.dumps([asdict(goal) for goal in goals], indent=2))
+        print(json.dumps({**about, "rows": [asdict(each) for each in rows]}, indent=2))
         return
-    width = max(len(goal.what) for goal in goals)
-    for goal in goals:
-        verdict = {True: "met", False: "MISSED", None: "left out"}[goal.met]
-        print(f"{goal.what:<{width}}  {goal.figure:<32}  {goal.goal:<11}  {verdict}")
+    print(table(rows))
     print(
-        f"\nPython {platform.python_version()}, {os.cpu_count()} cores, "
-        f"{time.monotonic() - started:.0f} s{', smoke only' if arguments.smoke else ''}"
+        f"\nPython {about['python']}, {about['cores']} cores, data on {about['file_system']}, "
+        f"{sizes.rounds} rounds, {about['seconds']} s"
+        + (", smoke only: these numbers prove nothing" if arguments.smoke else "")
     )
 
 
