@@ -21,9 +21,9 @@ from spool import SAFE_FLAGS, Message, MessageQueue, scan_frames
 from storage import Answer, Changes, StagedUpload, Store, StoreRefused
 from windows import Tumbling, Watermarks
 
-FOLD_EVENTS: Final = 20_000  # events folded at once
-TAKE_BYTES: Final = 4 * 1024 * 1024  # of the log in one transaction
-HANDOVER_BYTES: Final = 4 * 1024 * 1024
+FOLD_EVENTS: Final = 4_000  # events folded at once
+TAKE_BYTES: Final = 2 * 1024 * 1024  # of the log in one transaction
+HANDOVER_BYTES: Final = 2 * 1024 * 1024
 KEEP_BYTES: Final = 256 * 1024 * 1024  # of applied log, and as much of applied uploads
 TRIM_BYTES: Final = 64 * 1024 * 1024  # applied since the last look at what may go
 COMMIT_SECONDS: Final = 0.03  # between commits under load, so that each has enough to do

@@ -9,6 +9,7 @@ taken for a seen one with a probability of about capacity / 2^64, 5 in 10^14 for
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator
+from mmap import mmap
 from typing import Final
 
 GENERATIONS: Final = 4  # one filling, three full: at least the last capacity keys
@@ -37,7 +38,8 @@ class _Generation:
     def __init__(self, limit: int) -> None:
         size = 1 << max(4, int(limit / LOAD).bit_length())
         self._mask = size - 1
-        self._slots = array("Q", bytes(8 * size))
+        # Mapped, not allocated: an empty table costs nothing, a dropped one goes back at once.
+        self._slots = memoryview(mmap(-1, KEY_BYTES * size)).cast("Q")
         self.limit = limit
         self.count = 0
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -48,31 +50,28 @@ def build(**options: Any) -> FastAPI:
     return app
 
 
-class Log:
-    """What the servers of a test have said on stderr."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
-        self._capfd = capfd
-        self.text = ""
+class Log(io.StringIO):
+    """What the servers of a test have logged."""
 
     def lines(self, containing: str) -> list[str]:
         """The lines with these words; waits for the first, since answers precede their line."""
         deadline = time.monotonic() + 5
-        while containing not in self.text and time.monotonic() < deadline:
-            self.text += self._capfd.readouterr().err
+        while containing not in self.getvalue() and time.monotonic() < deadline:
             time.sleep(0.005)
-        self.text += self._capfd.readouterr().err
-        return [line for line in self.text.splitlines() if containing in line]
+        return [line for line in self.getvalue().splitlines() if containing in line]
 
 
 @pytest.fixture
-def said(capfd: pytest.CaptureFixture[str]) -> Log:
-    return Log(capfd)
+def said(monkeypatch: pytest.MonkeyPatch) -> Log:
+    """Takes the place of stderr, which pytest exchanges while a server still runs."""
+    log = Log()
+    monkeypatch.setattr(logging, "StreamHandler", partial(logging.StreamHandler, log))
+    return log
 
 
 @pytest.fixture
 def serve(said: Log) -> Iterator[Callable[..., str]]:
-    """Run an app in a server in a thread; returns its URL. It ends before the capture does."""
+    """Run an app in a server in a thread; returns its URL. It ends before its log does."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start(app: FastAPI) -> str:
@@ -196,7 +195,7 @@ def test_half_open_clients_are_closed_while_others_are_served(
         assert received[9:12] == status
         each.close()
     assert said.lines("startup complete")
-    assert "Traceback" not in said.text
+    assert "Traceback" not in said.getvalue()
 
 
 def test_a_body_that_trickles_is_given_up_although_something_always_comes(
@@ -271,7 +270,7 @@ def test_a_refused_start_prints_one_sentence(said: Log) -> None:
         server.run()
 
     assert len(said.lines("in use by process 7")) == 1
-    assert "Traceback" not in said.text
+    assert "Traceback" not in said.getvalue()
 
 
 def test_piped_logs_are_one_json_object_a_line(serve: Callable[..., str], said: Log) -> None:
@@ -280,7 +279,7 @@ def test_piped_logs_are_one_json_object_a_line(serve: Callable[..., str], said: 
     (line,) = said.lines('"logger": "web"')
 
     assert json.loads(line)["status"] == 404
-    assert all(json.loads(line) for line in said.text.splitlines())
+    assert all(json.loads(line) for line in said.getvalue().splitlines())
 
 
 def test_the_documents_error_shape_replaces_the_frameworks() -> None:
