@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -213,8 +214,8 @@ def test_a_failure_stops_the_other_folders_when_asked_and_is_named(two_folders: 
 
 
 @pytest.mark.integration
-def test_coverage_of_all_folders_is_added_up(two_folders: Path) -> None:
-    pytest.importorskip("pytest_cov")
+def test_coverage_of_all_folders_is_added_up(two_folders: Path, needs: Any) -> None:
+    needs.package("pytest_cov")
     code, last = run(two_folders, "pytest", "-p", "pytest_cov", "--cov", "-q")
 
     assert code == 0

@@ -4,6 +4,7 @@ python run_tests.py [--unit|--integration|--performance|--webhook] [--pattern P]
 """
 
 import argparse
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,8 @@ def main() -> int:
     if chosen.pattern:
         command += ["-k", chosen.pattern]
     if chosen.report:
+        if importlib.util.find_spec("pytest_cov") is None:
+            sys.exit("--report needs pytest-cov: pip install -r requirements-dev.txt")
         command += ["--cov", "--cov-report=term", "--cov-report=html"]
     if chosen.verbose:
         command.append("-v")

@@ -58,6 +58,7 @@ from utils import (
     Receipt,
     Spec,
     StoreError,
+    StoreRefused,
     Totals,
 )
 
@@ -127,6 +128,8 @@ def ingest(spec: Spec) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
             ) from None
         except KeyReused as error:
             raise web.Problem(422, str(error)) from None
+        except StoreRefused as error:
+            raise web.Problem(503, str(error), headers={"Retry-After": "2"}) from error
         except QueueRefused as error:
             raise web.Problem(
                 507 if error.full else 503, str(error), headers={"Retry-After": "5"}
@@ -296,6 +299,16 @@ app: FastAPI = web.create_app(
         {"name": "service", "description": "Health and metrics."},
     ],
 )
+
+
+@app.exception_handler(StoreRefused)
+async def store_refused(request: Request, error: Exception) -> Response:
+    """A database that cannot answer now is no fault of the question."""
+    log.warning("store_refused", error=str(error))
+    problem = web.Problem(
+        503, "The aggregates cannot be read now; ask again.", headers={"Retry-After": "2"}
+    )
+    return web.problem_response(request.scope, problem)
 
 
 def _document(path: str, summary: str, description: str, example: Any) -> None:
@@ -474,7 +487,11 @@ def _read_cursor(text: str, types: tuple[type, ...]) -> list[Any]:
         values = msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except (ValueError, binascii.Error, msgspec.DecodeError):
         values = None
-    if not isinstance(values, list) or tuple(map(type, values)) != types:
+    if (
+        not isinstance(values, list)
+        or tuple(map(type, values)) != types
+        or any(isinstance(value, int) and abs(value) >= 2**63 for value in values)
+    ):
         raise web.Problem(
             422, "The cursor was not issued here; take it from `next` of the page before."
         )

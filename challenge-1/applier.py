@@ -5,6 +5,7 @@ full, or after a restart, the same messages are read from the log instead. Eithe
 through the same code in the same order, so the outcome is the same.
 """
 
+import logging
 import os
 import threading
 import time
@@ -20,6 +21,8 @@ from parsing import Decoder
 from spool import SAFE_FLAGS, Message, MessageQueue, scan_frames
 from storage import Answer, Changes, StagedUpload, Store, StoreRefused
 from windows import Tumbling, Watermarks
+
+log = logging.getLogger("applier")
 
 FOLD_EVENTS: Final = 4_000  # events folded at once
 TAKE_BYTES: Final = 2 * 1024 * 1024  # of the log in one transaction
@@ -135,15 +138,18 @@ class Applier:
                     return
                 try:
                     applied = self._apply_some()
-                except StoreRefused:
+                except _Stopped:
+                    return
+                except Exception as error:
+                    # The boundary of the thread: whatever it was, the log keeps the batch.
+                    if not isinstance(error, StoreRefused):
+                        log.exception("A batch could not be applied; it is tried again.")
                     self._forget()
                     self._notify(None)
                     if self._stop_at is not None:
                         return
                     self._pause(RETRY_SECONDS)
                     continue
-                except _Stopped:
-                    return
                 self.position = applied.position
                 self._notify(applied)
                 self._trim(applied)

@@ -624,10 +624,10 @@ FORMS: Final[dict[str, Form]] = {
 
 def form_of(content_type: str) -> Form:
     """The form a media type names; raises BodyError 415 for every other."""
-    media_type, _, parameters = content_type.partition(";")
-    form = FORMS.get(media_type.strip().lower())
-    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
-    if form is None or charset not in ("", "utf-8", "utf8", "us-ascii"):
+    media_type, *parameters = (part.strip().lower() for part in content_type.split(";"))
+    form = FORMS.get(media_type)
+    charsets = {p.removeprefix("charset=").strip('"') for p in parameters if "charset=" in p}
+    if form is None or not charsets <= {"utf-8", "utf8", "us-ascii"}:
         raise BodyError(
             415,
             "The body's media type is not taken here. Send Content-Type: application/json for an "

@@ -326,13 +326,10 @@ class SQLiteStore:
     def apply(self, changes: Iterable[Changes]) -> None:
         """Commit all the changes in one transaction; raise StoreRefused and keep nothing."""
         held = self._seen_keys
-        try:
-            with self._transaction():
-                for each in changes:
-                    held += self._apply(each)
-                held = self._prune(held)
-        except sqlite3.OperationalError as error:
-            raise StoreRefused(f"The database refused a batch: {error}.") from error
+        with _refusing("batch"), self._transaction():
+            for each in changes:
+                held += self._apply(each)
+            held = self._prune(held)
         self._seen_keys = held
 
     def _apply(self, changes: Changes) -> int:
@@ -419,27 +416,22 @@ class SQLiteStore:
 
     def forget_uploads(self, names: Iterable[str]) -> None:
         """Drop those names once their files are gone."""
-        try:
-            with self._transaction():
-                self._writer.executemany(
-                    "DELETE FROM uploads WHERE name = ?", [(name,) for name in names]
-                )
-        except sqlite3.OperationalError as error:
-            raise StoreRefused(f"The database refused a change: {error}.") from error
+        with _refusing("change"), self._transaction():
+            self._writer.executemany(
+                "DELETE FROM uploads WHERE name = ?", [(name,) for name in names]
+            )
 
     def checkpoint(self) -> int:
         """Make what was applied survive a power cut; return the position that is safe."""
         position = self.position()
-        try:
+        with _refusing("checkpoint"):
             busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
-        except sqlite3.OperationalError as error:
-            raise StoreRefused(f"The database refused a checkpoint: {error}.") from error
         return 0 if busy else position
 
     # --- reading ---
 
     def _rows(self, sql: str, parameters: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._reading:
+        with self._reading, _refusing("question"):
             return self._reader.execute(sql, tuple(parameters)).fetchall()
 
     def _meta(self, name: str) -> Any:
@@ -531,7 +523,8 @@ class SQLiteStore:
             f"w.revision, {_FINAL} FROM windows w LEFT JOIN watermarks m "
             f"ON m.pipeline = w.pipeline AND m.source = w.source {clauses}"
         )
-        with self._reading:  # one read transaction, so that no row is seen half updated
+        # One read transaction, so that no row is seen half updated.
+        with self._reading, _refusing("question"):
             self._reader.execute("BEGIN")
             try:
                 rows = self._reader.execute(sql, parameters).fetchall()
@@ -573,6 +566,15 @@ class SQLiteStore:
         with self._reading:
             self._reader.close()
         self._writer.close()
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """A full, locked or damaged database, as StoreRefused."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise StoreRefused(f"The database refused a {what}: {error}.") from error
 
 
 _FINAL: Final = f"w.window_end <= coalesce(m.latest, {BEGINNING})"

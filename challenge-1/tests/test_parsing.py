@@ -426,6 +426,7 @@ class TestTransfer:
 
     def test_media_types_and_encodings_that_are_not_known_are_415(self) -> None:
         assert form_of("application/json; charset=UTF-8") == "json"
+        assert form_of('application/json; profile="x"; charset="utf-8"') == "json"
         assert form_of("Text/Plain") == form_of("application/x-ndjson") == "ndjson"
         assert decoder_of("") is None
         for content_type in ("", "application/xml", "application/json; charset=latin-1"):

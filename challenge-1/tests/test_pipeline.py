@@ -306,6 +306,29 @@ async def test_a_store_that_refuses_is_waited_for_while_events_are_taken(
         assert counted(pipeline, "webhook") == 300
 
 
+async def test_a_batch_that_fails_for_any_reason_is_tried_again_and_counted_once(
+    make_pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("applier.RETRY_SECONDS", 0.01)
+    failures = iter([RuntimeError("first"), ValueError("second")])
+    real = Pipeline.__init__.__globals__["SQLiteStore"]._add
+
+    def fails_twice(self: Any, *arguments: Any) -> None:
+        real(self, *arguments)
+        for failure in failures:
+            raise failure
+
+    monkeypatch.setattr("storage.SQLiteStore._add", fails_twice)
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await asyncio.gather(*(pipeline.ingest_q.put(event(n, x=n)) for n in range(100)))
+        await pipeline.applied(pipeline.queue.end)
+        await pipeline.stop_workers()
+
+        assert counted(pipeline, "events") == 100
+        assert list(failures) == []
+
+
 async def test_a_damaged_upload_is_reported_and_holds_up_nothing(
     make_pipeline: Callable[..., Pipeline],
 ) -> None:

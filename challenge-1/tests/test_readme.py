@@ -38,8 +38,8 @@ def test_the_shell_examples_run(server: Any) -> None:
 
 
 @pytest.mark.performance
-def test_the_benchmark_runs_and_prints_every_goal() -> None:
-    pytest.importorskip("httpx2")
+def test_the_benchmark_runs_and_prints_every_goal(needs: Any) -> None:
+    needs.package("persistqueue")
     done = subprocess.run(
         [sys.executable, str(FOLDER / "benchmarks" / "ingest.py"), "--smoke"],
         capture_output=True, text=True, timeout=120, check=False,
