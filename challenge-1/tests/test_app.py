@@ -223,7 +223,8 @@ class TestResults:
         [
             "pipeline=none", "group=x:y", "group=category", "from=noon", "to=1e99", "limit=0",
             "limit=1001", "cursor=abc",
-            "cursor=WzEwMDAwMDAwMDAwMDAwMDAwMDAwMDAwLCJhIiwiYiIsMV0", "cursor=%00", "cursor=WzFd", "final=perhaps",
+            "cursor=WzEwMDAwMDAwMDAwMDAwMDAwMDAwMDAwLCJhIiwiYiIsMV0",
+            "cursor=%00", "cursor=WzFd", "final=perhaps",
             "group=category:a&pipeline=events",
         ],
     )  # fmt: skip
