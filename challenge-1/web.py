@@ -9,6 +9,7 @@ repository, so that each folder can be taken away alone.
 import asyncio
 import gc
 import hmac
+import importlib
 import importlib.util
 import inspect
 import ipaddress
@@ -540,45 +541,43 @@ def _close_stalled_connections(head_seconds: float) -> None:
 
     It has no time limit of its own there (nor for what follows an early answer). One sweep per
     server looks at its connections; one that waited for a head in two looks in a row is closed.
+    The limit is that of the app made last in this process.
     """
     for protocol in _uvicorn_protocols():
-        if getattr(protocol, "sweeps_connections", False):
-            continue
-        protocol.sweeps_connections = True
-        protocol.connection_made = _sweeping(protocol.connection_made, head_seconds / 2)
+        if not hasattr(protocol, "sweep_seconds"):
+            protocol.connection_made = _sweeping(protocol.connection_made)
+        protocol.sweep_seconds = head_seconds / 2
 
 
 def _uvicorn_protocols() -> Iterator[Any]:
-    from uvicorn.protocols.http import h11_impl
-
-    yield h11_impl.H11Protocol
-    try:
-        from uvicorn.protocols.http import httptools_impl
-    except ImportError:  # an optional accelerator
-        return
-    yield httptools_impl.HttpToolsProtocol
+    yield importlib.import_module("uvicorn.protocols.http.h11_impl").H11Protocol
+    if importlib.util.find_spec("httptools"):  # an optional accelerator
+        yield importlib.import_module("uvicorn.protocols.http.httptools_impl").HttpToolsProtocol
 
 
-def _sweeping(connection_made: Callable[[Any, Any], None], interval: float) -> Any:
-    def sweep(state: Any, seen: dict[Any, Any]) -> None:
+def _sweeping(connection_made: Callable[[Any, Any], None]) -> Any:
+    def sweep(protocol: Any, state: Any, seen: dict[Any, Any]) -> None:
         waiting = {
-            protocol: protocol.cycle
-            for protocol in list(state.connections)
-            if getattr(protocol, "timeout_keep_alive_task", True) is None
-            and (protocol.cycle is None or protocol.cycle.response_complete)
+            each: each.cycle
+            for each in list(state.connections)
+            if getattr(each, "timeout_keep_alive_task", True) is None
+            and (each.cycle is None or each.cycle.response_complete)
         }
-        for protocol, cycle in waiting.items():
-            if protocol in seen and seen[protocol] is cycle:
-                protocol.transport.close()
+        for each, cycle in waiting.items():
+            if each in seen and seen[each] is cycle:
+                each.transport.close()
         state.sweep = None
         if state.connections:
-            state.sweep = asyncio.get_running_loop().call_later(interval, sweep, state, waiting)
+            schedule(protocol, state, waiting)
+
+    def schedule(protocol: Any, state: Any, seen: dict[Any, Any]) -> None:
+        loop = asyncio.get_running_loop()
+        state.sweep = loop.call_later(protocol.sweep_seconds, sweep, protocol, state, seen)
 
     def made(protocol: Any, transport: Any) -> None:
         connection_made(protocol, transport)
-        state = protocol.server_state
-        if getattr(state, "sweep", None) is None:
-            state.sweep = asyncio.get_running_loop().call_later(interval, sweep, state, {})
+        if getattr(protocol.server_state, "sweep", None) is None:
+            schedule(type(protocol), protocol.server_state, {})
 
     return made
 
