@@ -350,6 +350,7 @@ class _Exchange:
         self.status = 0
         self.started = 0.0
         self.limit: int | None = None
+        self.patience: asyncio.Timeout | None = None
         self.id = ""
 
     async def run(self) -> None:
@@ -417,6 +418,9 @@ class _Exchange:
             raise self._too_slow() from None
         finally:
             self.gate.received(self)
+        if self.patience is not None:  # for the answer; it begins anew with every piece
+            now = asyncio.get_running_loop().time()
+            self.patience.reschedule(now + self.gate.limits.answer_seconds)
         if message["type"] == "http.request":
             self.received += len(message.get("body", b""))
             self.more = message.get("more_body", False)
@@ -433,6 +437,8 @@ class _Exchange:
         """The server's send, with the request id on the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if self.patience is not None:
+                self.patience.reschedule(None)  # a streamed answer may take as long as it likes
             message["headers"] = [
                 *message.get("headers", ()),
                 (b"x-request-id", self.id.encode("ascii")),
@@ -443,15 +449,11 @@ class _Exchange:
 
     async def _answer_in_time(self) -> None:
         try:
-            async with asyncio.timeout(self.gate.limits.answer_seconds) as deadline:
-
-                async def send(message: Message) -> None:
-                    deadline.reschedule(None)  # a streamed answer may take as long as it likes
-                    await self.send(message)
-
-                await self.gate.inner(self.scope, self.receive, send)
+            async with asyncio.timeout(self.gate.limits.answer_seconds) as self.patience:
+                await self.gate.inner(self.scope, self.receive, self.send)
         except TimeoutError:
-            if not deadline.expired():
+            patience, self.patience = self.patience, None
+            if patience is None or not patience.expired():
                 raise
             raise Problem(
                 503, "The answer took too long and was given up.", headers={"Retry-After": "5"}

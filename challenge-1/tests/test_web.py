@@ -222,6 +222,25 @@ def test_an_answer_that_never_comes_is_503(serve: Callable[..., str]) -> None:
     assert answer.headers["retry-after"] == "5"
 
 
+def test_a_long_upload_does_not_use_up_the_time_of_its_answer(
+    serve: Callable[..., str],
+) -> None:
+    app = build(limits=web.Limits(answer_seconds=0.4))
+
+    def slowly() -> Iterator[bytes]:
+        yield b'{"name": "a",'
+        for _ in range(8):
+            time.sleep(0.1)
+            yield b" "
+        yield b'"number": 1}'
+
+    answer = httpx2.post(
+        f"{serve(app)}/things", content=slowly(), headers={"content-type": "application/json"}
+    )
+
+    assert answer.status_code == 200
+
+
 def test_a_component_that_fails_or_hangs_degrades_health_and_readiness_only(
     serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
