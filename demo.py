@@ -5,7 +5,8 @@
 A mode is a row of MODES: its name and the folder whose `showcase.py` knows it. Each runs in a
 process of its own (all folders have modules called `app` and `utils`) in an empty directory that
 is removed afterwards. `showcase.py MODE` prints its progress on stderr and, on stdout, one JSON
-object per claim: {"claim": …, "figure": …, "passed": …}.
+object per claim: {"claim": …, "figure": …, "passed": …}. With --quick two modes run side by side;
+otherwise each has the machine for itself, because its figures depend on it.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +43,14 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.quick and not arguments.json:
         print("Quick: the same claims on small numbers; run without --quick for real ones.")
-    claims = [
-        {"mode": mode, **claim}
-        for mode in arguments.mode or MODES
-        for claim in run_mode(mode, arguments)
-    ]
+    modes = list(arguments.mode or MODES)
+    with ThreadPoolExecutor(2 if arguments.quick else 1) as side_by_side:
+        found = side_by_side.map(partial(run_mode, arguments=arguments), modes)
+        claims = [
+            {"mode": mode, **claim}
+            for mode, made in zip(modes, found, strict=True)
+            for claim in made
+        ]
     passed = bool(claims) and all(claim["passed"] for claim in claims)
     if arguments.json:
         print(json.dumps({"passed": passed, "quick": arguments.quick, "claims": claims}, indent=2))
@@ -59,8 +65,10 @@ def run_mode(mode: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     command = [sys.executable, str(folder / "showcase.py"), mode, "--seed", str(arguments.seed)]
     if arguments.quick:
         command.append("--quick")
-    if not arguments.json:
-        print(f"\n--- {mode} ({folder.name})", flush=True)
+    title = f"\n--- {mode} ({folder.name})"
+    live = not (arguments.quick or arguments.json)  # side by side, each shows its lines at its end
+    if live:
+        print(title, flush=True)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -69,22 +77,23 @@ def run_mode(mode: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 cwd=scratch,
                 env={**os.environ, "PYTHONPATH": str(folder)},
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL if arguments.json else None,
+                stderr=None if live else subprocess.PIPE,
                 timeout=MODE_SECONDS,
                 check=False,
                 text=True,
             )
             code: int | str = done.returncode
-            output = done.stdout
+            output, progress = done.stdout, done.stderr or ""
         except subprocess.TimeoutExpired:
-            code, output = f"none within {MODE_SECONDS} s", ""
+            code, output, progress = f"none within {MODE_SECONDS} s", "", ""
     claims = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     if code != 0 or not claims:
         claims.append(
             {"claim": f"{mode} runs to its end", "figure": f"exit code {code}", "passed": False}
         )
     if not arguments.json:
-        print(f"    {time.monotonic() - started:.1f} s")
+        shown = "" if live else f"{title}\n{progress}"
+        print(f"{shown}    {time.monotonic() - started:.1f} s", flush=True)
     return claims
 
 
