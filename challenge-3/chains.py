@@ -194,7 +194,7 @@ class Chain:
         return moving[-1].gives if moving else self.takes
 
     def run(self, value: Any) -> Any:
-        """The value after the last stage; ChainInvalid or ChainError name the stage that stopped."""
+        """The value after the last stage; ChainInvalid or ChainError name the one that stopped."""
         for stage in self.stages:
             if stage.is_async:
                 raise TypeError(f"{stage.name} is async: await run_async(value).")

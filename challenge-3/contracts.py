@@ -4,7 +4,7 @@
 side effects and runs nothing of the class. The codes:
 
     C101 missing             C102-C105 positions and names    C106 defaults    C107 keywords
-    C108 *args, **kwargs     C109 further required ones       C110 binding     C111 async, generators
+    C108 *args, **kwargs     C109 further required ones       C110 binding     C111 async, yield
     C112 no self             C113 a decorator that lies       C120 parameter types
     C121 return types        C130-C132 version, description, author            C140 identity
     C150 later changes       C190 not introspectable (strict only)
@@ -89,7 +89,7 @@ class Violation:
 
 
 class ContractViolationError(TypeError):
-    """Raised when a class is defined (or changed) in a way that breaks its contracts: all places."""
+    """Raised when a class is defined or changed so that it breaks its contracts: all places."""
 
     def __init__(self, cls_name: str, violations: Iterable[Violation]) -> None:
         self.cls_name = cls_name
@@ -349,7 +349,7 @@ class _Examination:
             source = self.found_type(found, found.annotation)
             if found.kind is Kind.NOTHING and source is EMPTY:
                 source = type(None)
-            yield from self.returns(found, source, target)
+            yield from self.returns(source, target)
             return
         if not found.has_self:
             yield Fault(
@@ -441,7 +441,7 @@ class _Examination:
             if found.color in (Color.GENERATOR, Color.ASYNC_GENERATOR):
                 yield _colored(declared, found)
             elif found.color is Color.SYNC:
-                yield from self.returns(found, source, target)
+                yield from self.returns(source, target)
             return
         if declared.color is Color.ASYNC or is_awaitable(target):
             target = target if declared.color is Color.ASYNC else awaited(target)
@@ -450,7 +450,7 @@ class _Examination:
                     yield _colored(declared, found)
                     return
                 source = awaited(source) if is_awaitable(source) else source
-            yield from self.returns(found, source, target)
+            yield from self.returns(source, target)
             return
         if found.color is Color.ASYNC:
             yield _colored(declared, found)
@@ -462,10 +462,10 @@ class _Examination:
                 return
         elif found.inner_color is Color.ASYNC:
             self.found.defer(found.name, "not awaitable")
-        yield from self.returns(found, source, target)
+        yield from self.returns(source, target)
 
     def may_be_awaited(self, found: Member, source: Any) -> bool:
-        """Annotated so; or passing on what an async function gives, to be seen at the first call."""
+        """Annotated so; or passing on what an async function gives, which the first call shows."""
         if promises_await(found):
             return True
         if source is UNRESOLVED or found.inner_color is Color.ASYNC:
@@ -473,7 +473,7 @@ class _Examination:
             return True
         return False
 
-    def returns(self, found: Member, source: Any, target: Any) -> Iterator[Fault]:
+    def returns(self, source: Any, target: Any) -> Iterator[Fault]:
         fits = assignable(source, target)
         if self.strict and source is EMPTY and target is not EMPTY:
             fits = False
@@ -511,7 +511,7 @@ class _Examination:
                     line,
                     f"Define one: `def {missing[0]}{spec.members[missing[0]].text}`.",
                     spec.name,
-                )  # fmt: skip
+                )
             )
             return
         for name in missing:
@@ -703,5 +703,5 @@ def check_contract(cls: type, *contracts: type, strict: bool = False) -> list[Vi
                 "<unknown>",
                 1,
                 "Pass classes, whose members can be read from their __dict__.",
-            )  # fmt: skip
+            )
         ]

@@ -78,6 +78,18 @@ class Source(Protocol):
         """Whether the class was defined by what is being read."""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Something that could not be loaded or served, and why."""
+
+    phase: str  # read, compile, import, contract, register, entry point, conflict
+    error: str
+    name: str | None = None
+    file: str | None = None
+    line: int | None = None
+    at: str = ""
+
+
 class InProcess:
     """Classes that a running module has defined."""
 
@@ -195,6 +207,7 @@ class Registry:
         self._lock = threading.RLock()
         self._listeners: list[Callable[[Event], None]] = []
         self._resolve: list[Callable[[str], bool]] = []
+        self.failures: dict[str, Failure] = {}  # by file name, entry point, or name and version
         self.revision = 0
 
     # --- reading ------------------------------------------------------------------------------
@@ -283,6 +296,11 @@ class Registry:
         wanted = parse_version(version)
         found = [*(family.plugins if family else ()), *(_open.get() or ())]
         return next((p for p in found if (p.name, p.version) == (name, wanted)), None)
+
+    def peek_default(self, name: str) -> str | None:
+        """The default version of a name, if there is one."""
+        family = self._families.get(name)
+        return family.default.version.text if family else None
 
     # --- writing ------------------------------------------------------------------------------
 

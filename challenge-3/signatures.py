@@ -76,7 +76,7 @@ class Member:
     owner: type
     kind: Kind
     outer: Any = None
-    function: FunctionType | None = None
+    function: Any = None
     parameters: Parameters | None = None
     claimed: Parameters | None = None
     has_self: bool = True
@@ -190,10 +190,10 @@ def parameters_of(function: FunctionType) -> Parameters:
         name = names[extra]
         found.append(Param(name, VAR_POSITIONAL, False, annotations.get(name, EMPTY)))
         extra += 1
-    for name in names[positional:last]:
-        found.append(
-            Param(name, KEYWORD_ONLY, name not in keyword_defaults, annotations.get(name, EMPTY))
-        )
+    found.extend(
+        Param(name, KEYWORD_ONLY, name not in keyword_defaults, annotations.get(name, EMPTY))
+        for name in names[positional:last]
+    )
     if code.co_flags & inspect.CO_VARKEYWORDS:
         name = names[extra]
         found.append(Param(name, VAR_KEYWORD, False, annotations.get(name, EMPTY)))
@@ -313,7 +313,7 @@ def _innermost(function: Any) -> Any:
     except ValueError:  # it wraps itself
         return None
     if not isinstance(function, FunctionType):
-        function = getattr(type(function), "__call__", None)
+        function = vars(type(function)).get("__call__")
     return function
 
 
@@ -399,9 +399,7 @@ def compare_calls(contract: Parameters, found: Parameters) -> Iterator[Fault]:
         if param.kind == KEYWORD_ONLY:
             yield from _by_keyword(param, by_name, takes_names)
             answered.add(param.name)
-        elif param.kind == VAR_POSITIONAL and not takes_args:
-            yield _no_var(param)
-        elif param.kind == VAR_KEYWORD and not takes_names:
+        elif {VAR_POSITIONAL: not takes_args, VAR_KEYWORD: not takes_names}.get(param.kind):
             yield _no_var(param)
     yield from _extra(found, contract, expected, positions, answered)
 

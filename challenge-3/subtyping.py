@@ -113,9 +113,9 @@ def _literal(value: Any, target: Any) -> bool | None:
 
 
 def _nominal(source: Any, target: Any) -> bool | None:
-    source_class = typing.get_origin(source) or source
-    target_class = typing.get_origin(target) or target
-    if not isinstance(source_class, type) or not isinstance(target_class, type):
+    source_class: Any = typing.get_origin(source) or source
+    target_class: Any = typing.get_origin(target) or target
+    if not (_is_class(source_class) and _is_class(target_class)):
         return None
     if target_class is abc.Callable:
         return _callable(source, target, source_class)
@@ -144,6 +144,10 @@ def _nominal(source: Any, target: Any) -> bool | None:
         else assignable(have, want)
         for have, want, how in zip(given, wanted, _variance(target_class, wanted), strict=True)
     )  # fmt: skip
+
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, type)
 
 
 def _is_subclass(source: type, target: type) -> bool:
@@ -192,7 +196,7 @@ def _tuple(source: Any, wanted: tuple[Any, ...]) -> bool | None:
     return _all(assignable(have, want) for have, want in zip(given, wanted, strict=True))
 
 
-def _callable(source: Any, target: Any, source_class: type) -> bool | None:
+def _callable(source: Any, target: Any, source_class: Any) -> bool | None:
     if source_class is not abc.Callable:
         return None if hasattr(source_class, "__call__") else False  # noqa: B004
     wanted, given = typing.get_args(target), typing.get_args(source)
@@ -314,8 +318,6 @@ def resolve(annotation: Any, names: Callable[[], tuple[dict[str, Any], dict[str,
 
     Each is evaluated apart: `get_type_hints` loses all when one name exists for type checkers only.
     """
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation
     if annotation is EMPTY or not _holds_text(annotation):
         return annotation
     holder = SimpleNamespace(__annotations__={"it": annotation})

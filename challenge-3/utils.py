@@ -46,6 +46,7 @@ from contracts import (
     spec_of,
 )
 from instrumentation import Meter, measured
+from loading import EntryPoints
 from registry import (
     Plugin,
     PluginDisabledError,
@@ -61,6 +62,7 @@ from signatures import Kind, Member, raw
 from versions import Version, parse_version
 
 __all__ = [
+    "CAPABILITIES",
     "APIContractBase",
     "APIContractMeta",
     "Chain",
@@ -89,6 +91,7 @@ __all__ = [
     "WrongKindError",
     "check_contract",
     "combine_metaclass",
+    "entry_points",
     "get_all_plugins",
     "registry",
 ]
@@ -97,7 +100,9 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 registry = Registry()
-CAPABILITIES = ("process", "validate", "transform")
+entry_points = EntryPoints(registry)
+registry.resolve_with(entry_points.resolve)
+CAPABILITIES = ("process", "validate", "transform")  # what can be called over HTTP
 METHODS = (Kind.INSTANCE, Kind.CLASS, Kind.STATIC)
 DEFINITION = "__contract_definition__"
 NO_VERSION = "0.0.0"
@@ -261,8 +266,7 @@ def _admit(cls: type, definition: Definition, previous: type | None, frame: Any)
         )  # fmt: skip
     checking = collecting.get()
     try:
-        if found.violations:
-            raise ContractViolationError(cls.__qualname__, found.violations)
+        _raise_for(cls, found.violations)
         definition.pending_fields = any("field" in what for what in found.deferred.values())
         plugin = _plugin(cls, name, specs, found, definition)
         for member in found.members.values():
@@ -277,6 +281,11 @@ def _admit(cls: type, definition: Definition, previous: type | None, frame: Any)
         if checking is None:
             raise
         checking.append(error)
+
+
+def _raise_for(cls: type, violations: list[Violation]) -> None:
+    if violations:
+        raise ContractViolationError(cls.__qualname__, violations)
 
 
 def _plugin(
