@@ -45,6 +45,14 @@ class ValidationReport:
         return {"valid": self.valid, "errors": [asdict(error) for error in self.errors]}
 
 
+class InvalidInput(ValueError):  # noqa: N818  (it is an answer)
+    """Raise it in a plugin for input that it cannot take: over HTTP it is 422, with the reasons."""
+
+    def __init__(self, errors: Iterable[tuple[str, str] | Finding]) -> None:
+        self.report = ValidationReport.of(errors)
+        super().__init__("; ".join(error.message for error in self.report.errors[:3]))
+
+
 def report_of(answer: Any) -> ValidationReport:
     """The report behind what `validate` returned; TypeError for what is neither it nor a bool."""
     if isinstance(answer, ValidationReport):

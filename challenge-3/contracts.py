@@ -218,9 +218,12 @@ class _Examination:
 
     def attribute(self, name: str, code: str, *, required: bool) -> None:
         """`version`, `description` and `author` are real values of the class."""
-        value = self.lookup(name)[0]
+        in_model = any(
+            name in (vars(base).get("__pydantic_fields__") or ()) for base in self.cls.__mro__
+        )
+        value = GONE if in_model else self.lookup(name)[0]
         if value is GONE or self.comes_from_contract(name):
-            if required or self.is_field(name) or self.is_annotated(name):
+            if required or self.is_annotated(name):
                 self.report_attribute(code, name, GONE)
             return
         if name == "version":
@@ -244,7 +247,7 @@ class _Examination:
         if value is GONE:
             actual = "only an annotation" if self.is_annotated(name) else "nothing"
             if self.is_field(name):
-                actual = "a field of instances"
+                actual = "a field of the instances"
         elif isinstance(value, (str, int, float, bool, tuple, type(None))):
             actual = f"{value!r:.80}"
         else:
@@ -288,16 +291,6 @@ class _Examination:
                 return True
         return False
 
-    def field_annotation(self, name: str) -> Any:
-        for base in self.cls.__mro__:
-            declared = vars(base).get("__annotations__") or {}
-            if name in declared and base not in self.declarers:
-                return declared[name]
-            fields = vars(base).get("__pydantic_fields__") or {}
-            if name in fields:
-                return fields[name].annotation
-        return EMPTY
-
     def is_contract(self, base: type) -> bool:
         return base in self.declarers or SPEC in vars(base) or base is object
 
@@ -308,7 +301,7 @@ class _Examination:
         declared = spec.members[name]
         value, owner = self.lookup(name)
         if value is GONE or self.is_contract(owner):
-            return declared.kind is Kind.PROPERTY and self.member_field(spec, declared)
+            return declared.kind is Kind.PROPERTY and self.may_become_field(name)
         function = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
         if isinstance(value, property):
             function = value.fget
@@ -322,20 +315,12 @@ class _Examination:
             self.report(spec, declared, found, fault)
         return True
 
-    def member_field(self, spec: ContractSpec, declared: Member) -> bool:
-        """A property may be given by a field, which is only there once a decorator has run."""
-        name = declared.name
-        if not self.is_field(name):
-            if self.decorated and self.is_annotated(name):
-                self.found.defer(name, "field")
-                return True
-            return False
-        annotation = self.field_annotation(name)
-        found = Member(name, GONE, self.cls, Kind.DATA, annotation=annotation, spaces=self.spaces)
-        self.found.members[name] = found
-        for fault in self.compare(spec, declared, found):
-            self.report(spec, declared, found, fault)
-        return True
+    def may_become_field(self, name: str) -> bool:
+        """A property may be given by a slot, which is only there once a decorator has run."""
+        if self.decorated and self.is_annotated(name) and not self.is_field(name):
+            self.found.defer(name, "field")
+            return True
+        return False
 
     def compare(self, spec: ContractSpec, declared: Member, found: Member) -> Iterator[Fault]:
         if fault := _binding(declared, found):
@@ -537,6 +522,11 @@ class _Examination:
                 )
         if self.lookup(name)[0] is None:
             return "None", f"Define `{_declaration(declared)}`."
+        if self.is_field(name):
+            hint = (
+                "Give it a slot (`@dataclass(slots=True)`, `@attrs.define`), or write a property."
+            )
+            return "a field, which the contract's property hides", hint
         if self.is_annotated(name):
             return "only an annotation", f"Define `{_declaration(declared)}`."
         near = difflib.get_close_matches(

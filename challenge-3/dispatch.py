@@ -11,7 +11,7 @@ from typing import Any, cast
 import structlog
 from pydantic_core import to_json
 
-from chains import Chain, ChainError, ChainInvalid, ChainTypeError
+from chains import Chain, ChainError, ChainInvalid, ChainTypeError, InvalidInput
 from endpoints import Endpoint, InputError, OutputError, endpoint_of
 from registry import Plugin, Registry
 from workers import CallTimeout, Overloaded, Workers
@@ -109,6 +109,13 @@ class Dispatcher:
             return result
         if isinstance(error, (InputError, ChainTypeError, ChainInvalid)):
             raise error
+        if isinstance(error, InvalidInput):
+            raise InputError(str(error), error.report.to_dict()["errors"])
+        if isinstance(error, ChainError) and isinstance(error.__cause__, InvalidInput):
+            found = error.__cause__.report.errors
+            raise InputError(
+                str(error), [{"pointer": "", "message": f"{error} {e.message}"} for e in found]
+            )
         self._log(who, method, request_id, error)
         if isinstance(error, OutputError):
             raise PluginOutputInvalid(

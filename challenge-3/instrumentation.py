@@ -206,7 +206,7 @@ def measured(
     """What stands in the class in place of the member, or None when it is not measured.
 
     It counts only for instances of exactly `owner`: so a call through `super()`, or on a subclass
-    that has its own, is counted once. What is `deferred`, `verify` looks at when it is first called.
+    that has its own, is counted once. What is `deferred`, `verify` looks at first.
     """
     if member.kind not in (Kind.INSTANCE, Kind.CLASS, Kind.STATIC):
         return None

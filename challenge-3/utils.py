@@ -12,6 +12,7 @@ cure. One that keeps them is registered under (name, version) and measured.
 """
 
 import abc
+import dataclasses
 import functools
 import inspect
 import sys
@@ -29,6 +30,7 @@ from chains import (
     ChainInvalid,
     ChainTypeError,
     Finding,
+    InvalidInput,
     ValidationReport,
 )
 from contracts import (
@@ -74,6 +76,7 @@ __all__ = [
     "ContractRuntimeError",
     "ContractViolationError",
     "Finding",
+    "InvalidInput",
     "Plugin",
     "PluginBase",
     "PluginDisabledError",
@@ -382,6 +385,9 @@ def _verify(cls: type) -> None:
 def _change(cls: type, name: str, value: Any) -> None:
     """Set or delete (GONE) an attribute of a class; a contract member is examined first."""
     affected = [] if name.startswith("_") else list(_affected(cls, name))
+    if value is GONE and isinstance(vars(cls).get(name), dataclasses.Field):
+        vars(cls)[DEFINITION].pending_fields = True  # @dataclass is at work: a slot may follow
+        affected = []
     overrides = {
         (each, name): GONE for each in affected if name in vars(each)[DEFINITION].added
     } | {(cls, name): value}

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from utils import APIContractBase, Finding, Transformer, ValidationReport, Validator
+from utils import APIContractBase, Finding, InvalidInput, Transformer, ValidationReport, Validator
 
 EARLIEST = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+LARGEST = 1e15
 METRICS = {  # unit of the normal form, least and greatest value that a sensor can mean
     "temperature": ("C", -90.0, 1100.0),
     "pressure": ("hPa", 0.0, 11_000.0),
@@ -125,7 +126,9 @@ def _moment(text: Any) -> dt.datetime | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) < LARGEST and math.isfinite(value)
 
 
 def _cents(price: Any) -> int | None:
@@ -158,9 +161,9 @@ class NormaliseSensor(Transformer[dict[str, Any], Reading]):
     example = SENSOR_EXAMPLE
 
     def transform(self, data: dict[str, Any]) -> Reading:
-        """The reading; ValueError for an event that ValidateSensor refuses."""
+        """The reading; InvalidInput for an event that ValidateSensor refuses."""
         if found := findings_of_sensor(data):
-            raise ValueError(f"not valid at {found[0].pointer}: run ValidateSensor first")
+            raise InvalidInput(found)
         unit, factor, offset = TO_NORMAL[data["unit"]]
         return Reading.model_validate(
             {
@@ -195,9 +198,9 @@ class NormaliseSale(Transformer[dict[str, Any], Sale]):
     example = SALE_EXAMPLE
 
     def transform(self, data: dict[str, Any]) -> Sale:
-        """The sale; ValueError for an event that ValidateSale refuses."""
+        """The sale; InvalidInput for an event that ValidateSale refuses."""
         if found := findings_of_sale(data):
-            raise ValueError(f"not valid at {found[0].pointer}: run ValidateSale first")
+            raise InvalidInput(found)
         cents = _cents(data["price"]) or 0
         return Sale.model_validate(
             {

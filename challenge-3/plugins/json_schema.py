@@ -4,12 +4,14 @@
 nowhere but into the schema itself.
 """
 
+from itertools import islice
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from pydantic import BaseModel, ConfigDict, Field
 from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from utils import Finding, ValidationReport, Validator
 
@@ -52,11 +54,13 @@ class ValidateJSONSchema(Validator[Document]):
         except SchemaError as wrong:
             return ValidationReport.of([_finding("/schema", wrong)])
         checker = Draft202012Validator(data.rules, registry=Registry())
-        found: list[Finding] = []
-        for error in checker.iter_errors(data.data):
-            found.append(_finding("/data", error))
-            if len(found) == REPORTED:
-                break
+        try:
+            errors = islice(checker.iter_errors(data.data), REPORTED)
+            found = [_finding("/data", error) for error in errors]
+        except Unresolvable:
+            return ValidationReport.of([("/schema", "It refers to what is not in it.")])
+        except RecursionError:
+            return ValidationReport.of([("/schema", "Its references go round in circles.")])
         return ValidationReport(tuple(sorted(found, key=lambda finding: finding.pointer)))
 
 

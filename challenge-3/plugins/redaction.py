@@ -84,5 +84,11 @@ class RedactPersonalData(Transformer[Any, Any]):
         if isinstance(data, list):
             return [self.transform(item) for item in data]
         if isinstance(data, dict):
-            return {redact_text(key): self.transform(value) for key, value in data.items()}
+            redacted: dict[str, Any] = {}
+            for key, value in data.items():
+                name = redact_text(key)
+                while name in redacted:  # two names became the same mark: both values stay
+                    name += "_"
+                redacted[name] = self.transform(value)
+            return redacted
         return data

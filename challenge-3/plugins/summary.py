@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from utils import Processor
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-1e150, le=1e150)]  # their squares do not overflow
 
 
 class Summary(BaseModel):

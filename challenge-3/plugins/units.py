@@ -26,7 +26,7 @@ UNITS: dict[str, tuple[str, float, float]] = {
     "KiB": ("data", 1024.0, 0.0), "MiB": ("data", 1024.0**2, 0.0),
 }  # fmt: skip
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-1e150, le=1e150)]  # far from what overflows
 
 
 class Quantity(BaseModel):
@@ -52,7 +52,7 @@ class Quantity(BaseModel):
 class Converted(BaseModel):
     """The values in the unit that was asked for."""
 
-    values: list[Finite | None]
+    values: list[float | None]
     unit: str
     dimension: str
 
