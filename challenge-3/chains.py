@@ -7,8 +7,17 @@ from typing import Any
 
 from contracts import SPEC
 from signatures import read
-from subtyping import EMPTY, UNRESOLVED, assignable, awaited, is_awaitable, substitute, text_of
-from subtyping import type_arguments as arguments_of
+from subtyping import (
+    EMPTY,
+    UNRESOLVED,
+    assignable,
+    awaited,
+    has_awaitable_arm,
+    is_awaitable,
+    substitute,
+    text_of,
+    type_arguments,
+)
 
 STAGES = ("validate", "transform", "process")  # in the order a plugin with several runs them
 
@@ -122,7 +131,7 @@ def types_of(cls: type, method: str) -> tuple[Any, Any, bool] | None:
         return None
     takes = gives = EMPTY
     is_async = False
-    arguments = arguments_of(cls)
+    arguments = type_arguments(cls)
     for base in cls.__mro__:
         if method not in vars(base):
             continue
@@ -137,6 +146,7 @@ def types_of(cls: type, method: str) -> tuple[Any, Any, bool] | None:
         takes = found if takes in (EMPTY, UNRESOLVED) else takes
         if gives in (EMPTY, UNRESOLVED):
             gives = awaited(returned) if is_awaitable(returned) else returned
+            gives = Any if has_awaitable_arm(gives) else gives
     return takes, gives, is_async
 
 

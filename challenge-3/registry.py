@@ -232,7 +232,8 @@ class Registry:
     def plugin(self, name: str, version: str | None = None) -> Plugin:
         """The record of a plugin that serves."""
         found = self.find(name, version)
-        if found.state is not State.ENABLED:
+        # One that was replaced a moment ago still serves whoever has found it.
+        if found.state in (State.DISABLED, State.CONFLICT):
             raise PluginDisabledError(
                 f"{name} {found.version} is {found.state.value}"
                 f"{': ' + found.reason if found.reason else ''}."
@@ -374,25 +375,24 @@ class Registry:
 
     def _put(self, added: list[Plugin], leaving: list[Plugin]) -> None:
         """Under the lock: one new family per name that changes."""
-        before: dict[str, Family] = {}
+        left: list[Plugin] = []
         for name in {plugin.name for plugin in (*added, *leaving)}:
             family = self._families.get(name)
             plugins = list(family.plugins) if family else []
-            if family:
-                before[name] = family
             for plugin in added:
                 if plugin.name == name:
                     for old in [p for p in plugins if p.version == plugin.version]:
                         plugins.remove(old)
-                        plugin.state = old.state if old.state is State.DISABLED else plugin.state
-                        self._leave(old)
+                        if old.state is State.DISABLED:
+                            plugin.state, plugin.reason = old.state, old.reason
+                        left.append(old)
                     plugins.append(plugin)
                     for method, meter in plugin.meters.items():
                         self._meters[plugin.name, plugin.version.text, method] = meter
             for old in leaving:
                 if old in plugins:
                     plugins.remove(old)
-                    self._leave(old)
+                    left.append(old)
                     for method in old.meters:
                         self._meters.pop((*old.key, method), None)
             if plugins:
@@ -401,16 +401,15 @@ class Registry:
             else:
                 self._families.pop(name, None)
         self.revision += 1
-        if leaving or before:
+        if left:
             subtyping.forget()
+        for plugin in left:
+            plugin.state = State.DRAINING
+            self.drained(plugin)
         for plugin in leaving:
             self._tell("removed", plugin)
         for plugin in added:
             self._tell("added", plugin)
-
-    def _leave(self, plugin: Plugin) -> None:
-        plugin.state = State.DRAINING
-        self.drained(plugin)
 
     def drained(self, plugin: Plugin) -> None:
         """Let go of a plugin that left, once no call is running on it."""
