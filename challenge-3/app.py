@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import structlog
 from fastapi import Depends, FastAPI, Path, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -26,6 +25,7 @@ from documents import Documents, schemas_of
 from endpoints import InputError, errors_of, read_json
 from instrumentation import Figures
 from loading import EntryPoints, LoadError, PluginLoader
+from logs import get_logger
 from models import (
     ChainRequest,
     ChainVerdict,
@@ -58,7 +58,7 @@ from utils import (
     registry,
 )
 
-log = structlog.stdlib.get_logger("plugins")
+log = get_logger("plugins")
 
 Name = Annotated[str, Path(max_length=64, examples=["NormaliseSensor"])]
 VersionText = Annotated[str, Path(max_length=128, examples=["1.0.0"])]

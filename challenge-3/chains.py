@@ -54,7 +54,7 @@ class ValidationReport:
         return {"valid": self.valid, "errors": [asdict(error) for error in self.errors]}
 
 
-class InvalidInput(ValueError):  # noqa: N818  (it is an answer)
+class InvalidInput(ValueError):
     """Raise it in a plugin for input that it cannot take: over HTTP it is 422, with the reasons."""
 
     def __init__(self, errors: Iterable[tuple[str, str] | Finding]) -> None:

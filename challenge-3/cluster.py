@@ -12,16 +12,15 @@ import threading
 import uuid
 from collections.abc import Callable
 
-import structlog
-
 from documents import schemas_of
+from logs import get_logger
 from registry import Failure, Plugin, Registry, State
 from settings import Settings
 from stores import Conflict, PluginRecord, RegistryStore, SQLiteStore, StoreError, flagged
 from utils import registry as process_registry
 from versions import Version, parse_version
 
-log = structlog.stdlib.get_logger("cluster")
+log = get_logger("cluster")
 
 HEARTBEAT_SECONDS = 5.0
 

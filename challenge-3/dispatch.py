@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any, cast
 
-import structlog
 from pydantic_core import to_json
 
 from chains import Chain, ChainError, ChainInvalid, ChainTypeError, InvalidInput
 from endpoints import Endpoint, InputError, OutputError, endpoint_of
+from logs import get_logger
 from registry import Plugin, Registry
 from workers import CallTimeout, Overloaded, Workers
 
-log = structlog.stdlib.get_logger("plugins")
+log = get_logger("plugins")
 
 MOST_STUCK = 8  # calls of one plugin that were given up and still run
 _INSTANCE = "instance"

@@ -23,12 +23,11 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-import structlog
-
 from contracts import ContractViolationError
+from logs import get_logger
 from registry import Failure, Registry, RegistryError, loading_from
 
-log = structlog.stdlib.get_logger("plugins")
+log = get_logger("plugins")
 
 PACKAGE = "_c3_plugins"
 GROUP = "challenge3.plugins"

@@ -17,13 +17,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_origin, overload
 
 import subtyping
 from contracts import ContractViolationError, Violation, contracts_of, place_of_class
 from instrumentation import Figures, Meter
 from signatures import read
 from versions import Version, default_of, parse_version
+
+if TYPE_CHECKING:
+    from utils import Processor, Transformer, Validator
 
 P = TypeVar("P")
 
@@ -131,7 +134,7 @@ class Plugin:
 
     name: str
     version: Version
-    cls: type
+    cls: type[Any]
     contracts: tuple[str, ...]
     capabilities: frozenset[str]
     source: Source
@@ -240,19 +243,43 @@ class Registry:
             )
         return found
 
-    def get(self, name: str, version: str | None = None) -> type:
+    def get(self, name: str, version: str | None = None) -> type[Any]:
         """The class registered under the name; without a version the default."""
         return self.plugin(name, version).cls
 
-    def create(self, name: str, kind: Callable[..., P], version: str | None = None) -> P:
+    # An abstract class is no `type[P]` for mypy (its issue 4717), and from a generic one alone it
+    # infers nothing: so the three typed bases are spelled out.
+    @overload
+    def create(self, name: str, kind: type[P], version: str | None = None) -> P: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def create(
+        self, name: str, kind: "Callable[..., Processor[Any, Any]]", version: str | None = None
+    ) -> "Processor[Any, Any]": ...
+
+    @overload
+    def create(
+        self, name: str, kind: "Callable[..., Transformer[Any, Any]]", version: str | None = None
+    ) -> "Transformer[Any, Any]": ...
+
+    @overload
+    def create(
+        self, name: str, kind: "Callable[..., Validator[Any]]", version: str | None = None
+    ) -> "Validator[Any]": ...
+
+    @overload
+    def create(self, name: str, kind: Callable[..., P], version: str | None = None) -> P: ...
+
+    def create(self, name: str, kind: Any, version: str | None = None) -> Any:
         """A new instance, which is one of `kind`; WrongKindError when the plugin is not."""
         found = self.plugin(name, version)
+        kind = get_origin(kind) or kind
         if not isinstance(kind, type) or not issubclass(found.cls, kind):
             wanted = getattr(kind, "__name__", repr(kind))
             raise WrongKindError(
                 f"{name} {found.version} is no {wanted}; it is: {', '.join(found.contracts)}."
             )
-        return cast("P", found.cls())
+        return found.cls()
 
     def versions(self, name: str) -> list[str]:
         """The versions registered under a name, lowest first."""

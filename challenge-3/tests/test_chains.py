@@ -61,7 +61,7 @@ def test_types_are_checked_when_it_is_composed_and_the_joint_is_named() -> None:
 
 
 def test_a_validator_says_what_flows() -> None:
-    with pytest.raises(ChainTypeError, match="Joint 1, between Positive.validate and Length"):
+    with pytest.raises(ChainTypeError, match=r"Joint 1, between Positive\.validate and Length"):
         Positive() >> Length()
 
 

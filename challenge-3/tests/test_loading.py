@@ -98,7 +98,10 @@ class TestHostileFiles:
         (directory / "waits.py").write_text(
             "import time\nprint('in', flush=True)\ntime.sleep(60)\n"
         )
-        code = f"import loading, utils, pathlib\nloading.PluginLoader(utils.registry, pathlib.Path({str(directory)!r})).load()"
+        code = (
+            "import loading, utils, pathlib\n"
+            f"loading.PluginLoader(utils.registry, pathlib.Path({str(directory)!r})).load()"
+        )
         process = subprocess.Popen(
             [sys.executable, "-c", code], cwd=FOLDER, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -250,7 +253,7 @@ class TestReload:
         loader.load()
         cls = registry.get("Adds")
         assert type(pickle.loads(pickle.dumps(cls()))) is cls
-        assert pickle.loads(pickle.dumps(cls.process)) is cls.process  # type: ignore[attr-defined]
+        assert pickle.loads(pickle.dumps(cls.process)) is cls.process
 
     def test_fifty_reloads_under_load_fail_no_call(
         self, directory: Path, loader: PluginLoader
