@@ -1,5 +1,7 @@
 """What a method of a plugin takes and gives as JSON: its own models, from its annotations."""
 
+import math
+import re
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +42,30 @@ class OutputError(ValueError):
     """What the plugin gave back is not what it promised; it is not passed on."""
 
 
+# Numbers that may lie beyond what a float holds: 1e999 would become an infinity.
+_MAY_OVERFLOW = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}")
+
+
 def read_json(body: bytes) -> Any:
     """Strict JSON: no NaN, no infinities, no lone surrogates, no bottomless nesting."""
     try:
-        return from_json(body, allow_inf_nan=False)
+        value = from_json(body, allow_inf_nan=False)
     except ValueError:
         raise InputError("The body is not valid JSON.") from None
+    if _MAY_OVERFLOW.search(body) and _holds_infinity(value):
+        raise InputError("The body holds a number that is too large.")
+    return value
+
+
+def _holds_infinity(value: Any) -> bool:
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, float) and math.isinf(each):
+            return True
+        if isinstance(each, (list, dict)):
+            waiting.extend(each.values() if isinstance(each, dict) else each)
+    return False
 
 
 @dataclass(frozen=True)

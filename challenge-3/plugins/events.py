@@ -65,10 +65,10 @@ class Sale(BaseModel):
 def findings_of_sensor(data: dict[str, Any]) -> list[Finding]:
     """Everything that is wrong with a sensor event, not only the first."""
     found = _texts(data, "sensor", "metric", "unit")
-    metric, unit = data.get("metric"), data.get("unit")
-    if isinstance(metric, str) and metric and metric not in METRICS:
+    metric, unit = _word(data, "metric"), _word(data, "unit")
+    if metric and metric not in METRICS:
         found.append(Finding("/metric", f"The metric is none of {', '.join(METRICS)}."))
-    if isinstance(unit, str) and unit and unit not in TO_NORMAL:
+    if unit and unit not in TO_NORMAL:
         found.append(Finding("/unit", f"The unit is none of {', '.join(TO_NORMAL)}."))
     value = data.get("value")
     if not _is_number(value):
@@ -97,6 +97,11 @@ def findings_of_sale(data: dict[str, Any]) -> list[Finding]:
     if not isinstance(currency, str) or not (len(currency.strip()) == 3 and currency.isascii()):
         found.append(Finding("/currency", "There is no code of three letters."))
     return [*found, *_moments(data)]
+
+
+def _word(data: dict[str, Any], name: str) -> str:
+    value = data.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def _texts(data: dict[str, Any], *names: str) -> list[Finding]:
