@@ -202,10 +202,14 @@ class _Examination:
         self.found = Findings()
         self.declarers = {spec.cls for spec in specs}
         self._arguments: dict[type, dict[Any, Any]] | None = None
+        self.model_fields: set[str] = set()
+        self.mro = [(base, base.__dict__) for base in cls.__mro__]
 
     def run(self) -> Findings:
         demands = {spec.attributes for spec in self.specs}
         if demands & {"required", "optional"}:
+            for _, space in self.mro:
+                self.model_fields.update(space.get("__pydantic_fields__") or ())
             for name, code in ATTRIBUTES.items():
                 self.attribute(name, code, required="required" in demands)
         for spec in self.specs:
@@ -218,10 +222,7 @@ class _Examination:
 
     def attribute(self, name: str, code: str, *, required: bool) -> None:
         """`version`, `description` and `author` are real values of the class."""
-        in_model = any(
-            name in (vars(base).get("__pydantic_fields__") or ()) for base in self.cls.__mro__
-        )
-        value = GONE if in_model else self.lookup(name)[0]
+        value = GONE if name in self.model_fields else self.lookup(name)[0]
         if value is GONE or self.comes_from_contract(name):
             if required or self.is_annotated(name):
                 self.report_attribute(code, name, GONE)
@@ -266,8 +267,10 @@ class _Examination:
 
     def lookup(self, name: str) -> tuple[Any, type]:
         """The value an instance would find, without running a descriptor; GONE if there is none."""
-        for base in self.cls.__mro__:
-            value = self.overrides.get((base, name), vars(base).get(name, GONE))
+        for base, space in self.mro:
+            value = space.get(name, GONE)
+            if self.overrides:
+                value = self.overrides.get((base, name), value)
             if value is not GONE:
                 return value, base
         return GONE, self.cls
@@ -323,6 +326,8 @@ class _Examination:
         return False
 
     def compare(self, spec: ContractSpec, declared: Member, found: Member) -> Iterator[Fault]:
+        if found.is_copy_of(declared):
+            return
         if fault := _binding(declared, found):
             yield fault
             return
@@ -555,26 +560,26 @@ def _binding(declared: Member, found: Member) -> Fault | None:
     expected, actual = declared.kind, found.kind
     if expected is Kind.PROPERTY:
         good = actual in (Kind.PROPERTY, Kind.DATA, Kind.NOTHING)
-        if good and actual is Kind.PROPERTY and getattr(declared.value, "fset", None):
-            is_property = isinstance(found.value, property)
-            if is_property and found.value.fset is None:
-                return Fault(
-                    "C110", "a property that can be set", "a property without a setter",
-                    f"Add `@{declared.name}.setter`.",
-                )  # fmt: skip
-        hint = "Decorate it with @property."
+        can_be_set = not isinstance(found.value, property) or found.value.fset is not None
+        if good and not can_be_set and getattr(declared.value, "fset", None) is not None:
+            return Fault(
+                "C110", "a property that can be set", "a property without a setter",
+                f"Add `@{declared.name}.setter`.",
+            )  # fmt: skip
     elif expected is Kind.INSTANCE:
         good = actual in (Kind.INSTANCE, Kind.CLASS, Kind.STATIC)
-        hint = f"Define `{_declaration(declared)}`."
     else:
         good = actual in (Kind.CLASS, Kind.STATIC)
-        decorator = "classmethod" if expected is Kind.CLASS else "staticmethod"
-        hint = f"Decorate it with @{decorator}: it is called on the class."
     if good:
         return None
+    hint = {
+        Kind.PROPERTY: "Decorate it with @property.",
+        Kind.INSTANCE: f"Define `{_declaration(declared)}`.",
+        Kind.CLASS: "Decorate it with @classmethod: it is called on the class.",
+    }.get(expected, "Decorate it with @staticmethod: it is called on the class.")
     shown = actual.value
-    if actual is Kind.DATA and found.value is not GONE:
-        shown = f"{found.value!r:.60}" if isinstance(found.value, (int, str)) else shown
+    if actual is Kind.DATA and isinstance(found.value, (int, str)):
+        shown = f"{found.value!r:.60}"
     return Fault("C110", expected.value, shown, hint)
 
 

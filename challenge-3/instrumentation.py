@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter_ns
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 from contracts import ContractRuntimeError, Violation, place_of_function
@@ -164,16 +164,26 @@ def make(raw__, owner__, type__, clock__, counts__, failed__, pending__, outcome
 
 
 @lru_cache(maxsize=1024)
-def _code(
-    template: str, name: str, parameters: tuple[tuple[str, int, bool], ...], guard: str, check: str
-) -> CodeType:
-    """The compiled factory of one shape; compiling is a hundred times as slow as running it."""
+def _factory(
+    template: str,
+    name: str,
+    kind: Kind,
+    is_deferred: bool,
+    shape: tuple[tuple[str, int, bool], ...],
+) -> Callable[..., FunctionType]:
+    """What makes measuring functions of one shape; compiling is far slower than calling it."""
     text = template.format(
-        name=name, guard=guard, check=check,
-        parameters=_parameter_list(parameters), arguments=_argument_list(parameters),
-    )  # fmt: skip
+        name=name,
+        guard=_guard(kind, shape, template),
+        check="for each__ in pending__[:]: each__()" if is_deferred else "pass",
+        parameters=_parameter_list(shape),
+        arguments=_argument_list(shape),
+    )
     body = "\n".join(f"    {line}" for line in text.splitlines())
-    return compile(_FACTORY.format(body=body, name=name), f"<measures {name}>", "exec")
+    space: dict[str, Any] = {}
+    exec(_FACTORY.format(body=body, name=name), space)  # noqa: S102  (of identifiers only)
+    made: Callable[..., FunctionType] = space["make"]
+    return made
 
 
 def _parameter_list(parameters: tuple[tuple[str, int, bool], ...]) -> str:
@@ -214,7 +224,7 @@ def measured(
     binds = isinstance(value, (FunctionType, classmethod, staticmethod))
     function: Any = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
     if isinstance(function, FunctionType):
-        parameters = parameters_of(function)
+        parameters = member.with_self or parameters_of(function)
     else:
         parameters = _loose(member)
         function = _called_on_instance(value, member)
@@ -255,14 +265,14 @@ def _wrap(
     verify: Verify,
 ) -> FunctionType:
     shape = tuple(
-        (p.name, p.kind, not p.required and p.kind not in (VAR_POSITIONAL, VAR_KEYWORD))
-        for p in parameters
+        [
+            (name, kind, not required and kind != VAR_POSITIONAL and kind != VAR_KEYWORD)
+            for name, kind, required, _ in parameters
+        ]
     )
     name = member.name
     template = _template(function, member, deferred)
-    check = "for each__ in pending__[:]: each__()" if deferred else "pass"
-    space: dict[str, Any] = {}
-    exec(_code(template, name, shape, _guard(member, shape, template), check), space)  # noqa: S102  (the text is ours, made of identifiers of the signature)
+    make = _factory(template, name, member.kind, bool(deferred), shape)
     pending: list[Verify] = []
     if deferred:
 
@@ -271,7 +281,7 @@ def _wrap(
             pending.clear()
 
         pending.append(verify_once)
-    made: FunctionType = space["make"](
+    made = make(
         function, owner, type, perf_counter_ns, meter.counts, meter.failed, pending,
         functools.partial(_outcome, meter, member, deferred),
     )  # fmt: skip
@@ -320,16 +330,16 @@ def _returns_await(member: Member) -> bool:
     return member.color is Color.SYNC and is_awaitable(member.resolved(member.annotation))
 
 
-def _guard(member: Member, shape: tuple[tuple[str, int, bool], ...], template: str) -> str:
+def _guard(kind: Kind, shape: tuple[tuple[str, int, bool], ...], template: str) -> str:
     """Who else reaches this function has its own measure: pass the call on."""
-    if member.kind is Kind.STATIC or not shape or shape[0][1] > VAR_POSITIONAL:
+    if kind is Kind.STATIC or not shape or shape[0][1] > VAR_POSITIONAL:
         return "pass"
     first = shape[0][0]
     call = f"raw__({_argument_list(shape)})"
     if template is _ASYNC:
         call = f"await {call}"
     subject = f"{first}[0]" if shape[0][1] == VAR_POSITIONAL else first
-    seen = subject if member.kind is Kind.CLASS else f"type__({subject})"
+    seen = subject if kind is Kind.CLASS else f"type__({subject})"
     return f"if {seen} is not owner__: return {call}"
 
 

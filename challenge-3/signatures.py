@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from subtyping import EMPTY, is_awaitable, resolve, text_of
+from subtyping import EMPTY, is_awaitable, is_plain, resolve, text_of
 
 RAW = "__contract_raw__"  # on a function that stands before a member: the member as it was written
 
@@ -66,7 +66,7 @@ Parameters = tuple[Param, ...]
 class Member:
     """A member, read without running it.
 
-    `parameters` are those without self or cls as the code has them, `claimed` those that
+    `parameters` are those as the code has them (bound; `with_self` unbound), `claimed` those that
     `inspect.signature` tells (None: not known); `function` is the innermost one, which has the
     annotations and the line.
     """
@@ -79,6 +79,7 @@ class Member:
     function: Any = None
     parameters: Parameters | None = None
     claimed: Parameters | None = None
+    with_self: Parameters | None = None
     has_self: bool = True
     color: Color = Color.SYNC
     inner_color: Color = Color.SYNC
@@ -106,6 +107,19 @@ class Member:
         for variable in getattr(function, "__type_params__", ()):
             known[variable.__name__] = variable
         return function.__globals__, known
+
+    def is_copy_of(self, declared: "Member") -> bool:
+        """Whether it repeats the declaration word for word, so that nothing has to be compared."""
+        return (
+            self.kind is declared.kind
+            and self.color is declared.color is self.inner_color
+            and self.parameters is self.claimed is not None
+            and self.annotation == declared.annotation
+            and self.claimed == declared.claimed
+            and self.has_self
+            and is_plain(self.annotation)
+            and all(is_plain(param.annotation) for param in self.claimed)
+        )
 
     @property
     def text(self) -> str:
@@ -231,6 +245,8 @@ def color_of(function: Any) -> Color:
             return Color.ASYNC_GENERATOR
         if flags & inspect.CO_GENERATOR:
             return Color.GENERATOR
+        if not function.__dict__:  # nobody has marked it as a coroutine function
+            return Color.SYNC
     return Color.ASYNC if inspect.iscoroutinefunction(function) else Color.SYNC
 
 
@@ -281,14 +297,16 @@ def _callable(name: str, value: Any, owner: type, kind: Kind, outer: Any, spaces
         claimed = parameters
         inner = _innermost(outer)
     has_self = True
+    with_self = parameters
     if kind is not Kind.STATIC:
+        is_told = claimed is not parameters
         has_self, parameters = _without_first(parameters)
-        _, claimed = _without_first(claimed)
+        claimed = _without_first(claimed)[1] if is_told else parameters
     return Member(
         name, value, owner, kind,
         outer=outer,
         function=inner if isinstance(inner, FunctionType) else None,
-        parameters=parameters, claimed=claimed, has_self=has_self,
+        parameters=parameters, claimed=claimed, with_self=with_self, has_self=has_self,
         color=color_of(outer), inner_color=color_of(inner),
         annotation=returned, spaces=spaces,
     )  # fmt: skip

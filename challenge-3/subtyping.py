@@ -318,7 +318,7 @@ def resolve(annotation: Any, names: Callable[[], tuple[dict[str, Any], dict[str,
 
     Each is evaluated apart: `get_type_hints` loses all when one name exists for type checkers only.
     """
-    if annotation is EMPTY or not _holds_text(annotation):
+    if type(annotation) is type or not holds_text(annotation):
         return annotation
     holder = SimpleNamespace(__annotations__={"it": annotation})
     try:
@@ -326,6 +326,23 @@ def resolve(annotation: Any, names: Callable[[], tuple[dict[str, Any], dict[str,
         return typing.get_type_hints(holder, *spaces, include_extras=True)["it"]
     except Exception:  # noqa: BLE001  (an annotation may be any expression, and fail in any way)
         return UNRESOLVED
+
+
+def holds_text(annotation: Any) -> bool:
+    """Whether there are strings in it that still have to be evaluated."""
+    try:
+        return _cached_holds_text(annotation)
+    except TypeError:  # it cannot be hashed
+        return _holds_text(annotation)
+
+
+def is_plain(annotation: Any) -> bool:
+    """Whether it means the same wherever it stands: no strings, no type variables, no Self."""
+    if type(annotation) is type:
+        return True
+    if annotation is typing.Self or isinstance(annotation, TypeVar):
+        return False
+    return not getattr(annotation, "__parameters__", ()) and not holds_text(annotation)
 
 
 def _holds_text(annotation: Any) -> bool:
@@ -342,6 +359,7 @@ def _holds_text(annotation: Any) -> bool:
     )  # fmt: skip
 
 
+_cached_holds_text = lru_cache(maxsize=8192)(_holds_text)
 _QUALIFIED = re.compile(r"(?:\w+\.)+(?=\w)")
 _LOCAL = re.compile(r"[\w.<>]+<locals>\.")
 
@@ -403,5 +421,6 @@ def is_iterator(annotation: Any) -> bool:
 def forget() -> None:
     """Drop what the caches hold: a class that was unloaded must be able to die."""
     _cached.cache_clear()
+    _cached_holds_text.cache_clear()
     for clear in getattr(typing, "_cleanups", ()):  # List[X] and Generic[X] are remembered there
         clear()

@@ -203,7 +203,10 @@ class ContractEnforcerMeta(abc.ABCMeta):
             return super().__call__(*args, **kwargs)
 
     def __setattr__(cls, name: str, value: Any) -> None:
-        _change(cls, name, value)
+        if name.startswith("_"):  # never a member of a contract
+            type.__setattr__(cls, name, value)
+        else:
+            _change(cls, name, value)
 
     def __delattr__(cls, name: str) -> None:
         _change(cls, name, GONE)

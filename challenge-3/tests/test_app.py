@@ -63,22 +63,22 @@ class Lies(Processor[str, Moved]):
 
 class Numbers(PluginBase):
     def process(self, data):
-        return {"nan": float("nan"), "inf": float("inf"), "big": "x" * 9_000_000, "surrogate": "\\ud800",
-                "object": object(), "loop": LOOP}[data]
+        return {"nan": float("nan"), "inf": float("inf"), "big": "x" * 9_000_000,
+                "surrogate": "\\ud800", "object": object(), "loop": LOOP}[data]
 
 LOOP = []
 LOOP.append(LOOP)
 
+HOW = {"value": ValueError, "exit": SystemExit, "interrupt": KeyboardInterrupt,
+       "cancel": asyncio.CancelledError, "stop": StopIteration, "timeout": TimeoutError}
+
 class Raises(PluginBase):
     def process(self, data: str) -> str:
-        raise {"value": ValueError, "exit": SystemExit, "interrupt": KeyboardInterrupt,
-               "cancel": asyncio.CancelledError, "stop": StopIteration, "timeout": TimeoutError}[data](
-            "secret of " + __file__)
+        raise HOW[data]("secret of " + __file__)
 
 class RaisesLater(PluginBase):
     async def process(self, data: str) -> str:
-        raise {"value": ValueError, "exit": SystemExit, "interrupt": KeyboardInterrupt,
-               "cancel": asyncio.CancelledError, "stop": StopIteration, "timeout": TimeoutError}[data]("secret")
+        raise HOW[data]("secret of " + __file__)
 
 class Refuses(PluginBase):
     def process(self, data: Any) -> Any:
@@ -288,10 +288,8 @@ class TestTime:
         for plugin in ("Sleeps", "SleepsLater"):
             with ThreadPoolExecutor(12) as pool:
                 path = f"/plugins/{plugin}/process"
-                statuses = [
-                    f.status_code for f in pool.map(lambda _: server.post(path, 60), range(12))
-                ]
-            assert set(statuses) <= {503, 504}
+                calls = [pool.submit(server.post, path, 60) for _ in range(12)]
+            assert {call.result().status_code for call in calls} <= {503, 504}
             answer = server.post(path, 0.01)
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "5"
@@ -398,7 +396,8 @@ class TestWhatIsThere:
             'plugin_errors_total{method="process",plugin="Raises",version="0.0.0"} 3.0',
             'plugin_calls_total{method="process",plugin="Raises",version="0.0.0"} 3.0',
             'plugin_cancellations_total{method="process",plugin="SleepsLater",version="0.0.0"} 2.0',
-            'plugin_latency_seconds_bucket{le="+Inf",method="process",plugin="Moves",version="1.0.0"} 5.0',
+            'plugin_latency_seconds_bucket{le="+Inf",method="process",plugin="Moves",'
+            'version="1.0.0"} 5.0',
             'plugin_latency_seconds_count{method="process",plugin="Moves",version="1.0.0"} 5.0',
         ):  # fmt: skip
             assert line in text

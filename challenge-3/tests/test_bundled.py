@@ -161,11 +161,11 @@ class TestRedaction:
         ("text", "expected"),
         [
             ("write to ada.l+x@mail.example.org!", "write to [email]!"),
-            ("card 4111 1111 1111 1111, or 4111-1111-1111-1112", "card [card], or 4111-1111-1111-1112"),
-            ("DE89 3704 0044 0532 0130 00 and DE88370400440532013000", "[iban] and DE88370400440532013000"),
+            ("pay 4111 1111 1111 1111, 4111-1111-1111-1112", "pay [card], 4111-1111-1111-1112"),
+            ("DE89 3704 0044 0532 0130 00, DE88370400440532013000", "[iban], DE88370400440532013000"),
             ("+49 (151) 2345-6789 or 0044 20 7946 0958", "[phone] or [phone]"),
             ("from 192.0.2.17, not 999.1.1.1 or 1.2.3", "from [ip], not 999.1.1.1 or 1.2.3"),
-            ("order 1234567, 2026-01-15T10:00:00Z, v1.2.3", "order 1234567, 2026-01-15T10:00:00Z, v1.2.3"),
+            ("no 1234567, 2026-01-15T10:00:00Z, v1.2.3", "no 1234567, 2026-01-15T10:00:00Z, v1.2.3"),
         ],
     )  # fmt: skip
     def test_personal_data_is_marked_and_the_rest_stays(self, text: str, expected: str) -> None:
@@ -181,8 +181,8 @@ class TestRedaction:
         import time
 
         started = time.monotonic()
-        for text in ("a" * 200_000, "1 " * 100_000, "+1" * 100_000, "DE89 " * 40_000, "a@" * 100_000,
-                     "a." * 100_000 + "@", "1." * 100_000):  # fmt: skip
+        for text in ("a" * 200_000, "1 " * 100_000, "+1" * 100_000, "DE89 " * 40_000,
+                     "a@" * 100_000, "a." * 100_000 + "@", "1." * 100_000):  # fmt: skip
             made("RedactPersonalData").transform(text)
         assert time.monotonic() - started < 5
 
