@@ -292,7 +292,7 @@ def _admit(cls: type, definition: Definition, previous: type | None, frame: Any)
 
 def _raise_for(cls: type, violations: list[Violation]) -> None:
     if violations:
-        raise ContractViolationError(cls.__qualname__, violations)
+        raise ContractViolationError(cls.__name__, violations)
 
 
 def _plugin(
@@ -380,7 +380,7 @@ def _verify(cls: type) -> None:
     """Look again at what could not be known at definition; ContractRuntimeError if it is wrong."""
     found = examine(cls, contracts_of(cls), place=vars(cls)[DEFINITION].place)
     if found.violations:
-        raise ContractRuntimeError(cls.__qualname__, found.violations)
+        raise ContractRuntimeError(cls.__name__, found.violations)
 
 
 # --- later changes ----------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def _change(cls: type, name: str, value: Any) -> None:
             "C150", name, f"{cls.__name__}.{name} keeps the contract", shown, file, line,
             "Change the class statement instead; the old value was kept.",
         )  # fmt: skip
-        raise ContractViolationError(cls.__qualname__, [change, *violations])
+        raise ContractViolationError(cls.__name__, [change, *violations])
     if value is GONE:
         type.__delattr__(cls, name)
     else:

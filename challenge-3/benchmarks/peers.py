@@ -128,7 +128,8 @@ def by_mypy() -> Judge:
         path = Path(scratch) / "cases.py"
         path.write_text(text)
         done = subprocess.run(
-            [sys.executable, "-m", "mypy", "--check-untyped-defs", "--cache-dir", scratch, str(path)],
+            [sys.executable, "-m", "mypy", "--check-untyped-defs", "--cache-dir", scratch,
+             str(path)],
             capture_output=True, text=True, cwd=scratch, check=False,
         )  # fmt: skip
     lines = [int(n) for n in re.findall(r"cases\.py:(\d+): error", done.stdout)]

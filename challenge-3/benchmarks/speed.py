@@ -103,7 +103,10 @@ def class_creation(rounds: int, times: int) -> list[Row]:
         "        return True\n"
         "    def merge(self, left: int, right: int) -> int:\n        return left\n"
     )
-    model = "class P(BaseModel):\n    version: str = '1.0.0'\n    description: str = 'd'\n    author: str = 'a'\n"
+    model = (
+        "class P(BaseModel):\n"
+        "    version: str = '1.0.0'\n    description: str = 'd'\n    author: str = 'a'\n"
+    )
 
     def making(source: str, after: Callable[[dict[str, Any]], None], **names: Any) -> Run:
         code = compile(source, "<class>", "exec")
@@ -220,7 +223,7 @@ def calls(rounds: int, times: int) -> list[Row]:
 
         class Spec:
             @spec(firstresult=True)
-            def process(self, data: int) -> int: ...  # type: ignore[empty-body]
+            def process(self, data: int) -> int: ...
 
         class Plugin:
             @impl
