@@ -170,8 +170,13 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="as the README shows it")
     markdown = parser.parse_args().markdown
     legal = sum(case.is_legal for case in CASES)
-    head = ("checker", "when", f"right of {len(CASES)}",
-            f"wrongly accepted of {len(CASES) - legal}", f"wrongly rejected of {legal}")  # fmt: skip
+    head = (
+        "checker",
+        "when",
+        f"right of {len(CASES)}",
+        f"wrongly accepted of {len(CASES) - legal}",
+        f"wrongly rejected of {legal}",
+    )
     rows = [head, *[tuple(map(str, row)) for row in scores()]]
     if markdown:
         print("\n".join(f"| {' | '.join(row)} |" for row in [head, ("---",) * 5, *rows[1:]]))
