@@ -1,0 +1,402 @@
+"""Plugins from files and installed distributions, each loaded whole or not at all.
+
+A file is read as bytes, known by its SHA-256, compiled from those bytes (never from the bytecode
+cache, which can be stale within a second) and run as a module of a private name, so that it hides
+nothing. What it registers becomes visible when it has ended well. Whatever it raises is caught and
+listed. What cannot be contained in one process: code that never returns, or ends the process.
+"""
+
+import datetime as dt
+import hashlib
+import importlib.metadata
+import linecache
+import os
+import re
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+from contracts import ContractViolationError
+from logs import get_logger
+from registry import Failure, Registry, RegistryError, loading_from
+
+log = get_logger("plugins")
+
+PACKAGE = "_c3_plugins"
+GROUP = "challenge3.plugins"
+LARGEST_FILE_BYTES = 1024 * 1024
+LONGEST_ERROR = 2000
+
+
+class LoadError(RegistryError):
+    """Raised by `reload` when the file did not load; what was there before still serves."""
+
+    def __init__(self, failure: Failure) -> None:
+        where = f", line {failure.line}" if failure.line else ""
+        super().__init__(
+            f"{failure.file or failure.name} failed in phase {failure.phase}{where}; "
+            "the version that was loaded before keeps serving."
+        )
+        self.failure = failure
+
+
+@dataclass
+class LoadReport:
+    """What a scan did, by file name."""
+
+    loaded: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+
+
+class FileSource:
+    """One file, as it was when it was read."""
+
+    def __init__(self, loader: "PluginLoader", path: Path, digest: str, module: ModuleType) -> None:
+        self.loader = loader
+        self.path = path
+        self.label = path.name
+        self.digest = digest
+        self.module = module
+
+    def reload(self) -> None:
+        """Read the file again; LoadError when it does not load."""
+        self.loader.reload(self.path)
+
+    def code_hash(self, cls: type) -> str:  # noqa: ARG002  (all classes of a file share it)
+        """SHA-256 of the file."""
+        return self.digest
+
+    def owns(self, cls: type) -> bool:
+        """Whether the class was defined by the file."""
+        return cls.__module__ == self.module.__name__
+
+    def dropped(self) -> None:
+        """Let the module go: no call runs on it any more."""
+        if sys.modules.get(self.module.__name__) is self.module:
+            del sys.modules[self.module.__name__]
+
+
+class PluginLoader:
+    """Keeps a registry in step with the `*.py` of a directory; those with `_` in front are left."""
+
+    def __init__(self, registry: Registry, directory: Path) -> None:
+        self.registry = registry
+        self.directory = directory
+        self._sources: dict[str, FileSource] = {}
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def load(self) -> LoadReport:
+        """Load what is new or changed, try again what failed, remove what is gone."""
+        report = LoadReport()
+        with self._lock:
+            self.registry.failures.pop(self.directory.name, None)
+            if (error := self._refusal(self.directory)) is not None:
+                report.failed.append(self._fail(self.directory, "read", error))
+                return report
+            files = sorted(p for p in self.directory.glob("*.py") if not p.name.startswith("_"))
+            names = {path.name for path in files}
+            for name in sorted(set(self._sources) - names):
+                with self.registry.transaction(replaced=self._sources.pop(name)):
+                    report.removed.append(name)
+            for name in [n for n in self.registry.failures if n.endswith(".py")]:
+                if name not in names:
+                    del self.registry.failures[name]
+            for path in files:
+                self._load_or_list(path, report)
+        log.info(
+            "plugins_loaded", loaded=report.loaded, unchanged=len(report.unchanged),
+            removed=report.removed, failed=[failure.file for failure in report.failed],
+        )  # fmt: skip
+        return report
+
+    def _load_or_list(self, path: Path, report: LoadReport) -> None:
+        failure = self._load_file(path, forced=path.name in self.registry.failures)
+        if failure is not None:
+            report.failed.append(failure)
+        elif failure is None and self._changed:
+            report.loaded.append(path.name)
+        else:
+            report.unchanged.append(path.name)
+
+    def close(self) -> None:
+        """Take everything out again that came from the directory."""
+        with self._lock:
+            for name in list(self._sources):
+                with self.registry.transaction(replaced=self._sources.pop(name)):
+                    self.registry.failures.pop(name, None)
+
+    def read_alone(self, path: Path) -> Failure | None:
+        """Run one file and nothing else; what went wrong, if anything did."""
+        with self._lock:
+            return self._load_file(path, forced=True)
+
+    def reload(self, path: Path) -> None:
+        """Read one file again, changed or not; LoadError keeps what was there."""
+        with self._lock:
+            failure = self._load_file(path, forced=True)
+        if failure is not None:
+            raise LoadError(failure)
+
+    def _load_file(self, path: Path, *, forced: bool) -> Failure | None:
+        """One file as one transaction."""
+        self._changed = False
+        old = self._sources.get(path.name)
+        try:
+            content = self._read(path)
+        except OSError as error:
+            return self._fail(path, "read", error)
+        digest = hashlib.sha256(content).hexdigest()
+        if old is not None and old.digest == digest and not forced:
+            return None
+        module = self._module(path, digest)
+        source = FileSource(self, path, digest, module)
+        phase = "compile"
+        token = loading_from.set(source)
+        try:
+            with _noticing_interrupts() as interrupts, self.registry.transaction(old):
+                code = compile(content, str(path), "exec", dont_inherit=True)
+                _remember_lines(path, content)
+                phase = "import"
+                sys.modules[module.__name__] = module
+                exec(code, module.__dict__)  # noqa: S102  (this is what loading a plugin is)
+                phase = "register"
+        except BaseException as error:  # a plugin may raise SystemExit or anything else
+            sys.modules.pop(module.__name__, None)
+            if interrupts and isinstance(error, KeyboardInterrupt):
+                raise
+            if isinstance(error, ContractViolationError) and phase == "import":
+                phase = "contract"
+            return self._fail(path, phase, error)
+        finally:
+            loading_from.reset(token)
+        self._sources[path.name] = source
+        self.registry.failures.pop(path.name, None)
+        self._changed = True
+        return None
+
+    def _read(self, path: Path) -> bytes:
+        if (refusal := self._refusal(path)) is not None:
+            raise refusal
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE_BYTES + 1)
+        if len(content) > LARGEST_FILE_BYTES:
+            raise OSError(f"larger than {LARGEST_FILE_BYTES:,} bytes")
+        return content
+
+    def _refusal(self, path: Path) -> OSError | None:
+        """Why the file or directory is not to be trusted."""
+        try:
+            found = path.stat()
+        except OSError as error:
+            return OSError(f"cannot be read: {error.strerror}")
+        if os.name == "posix" and found.st_mode & stat.S_IWOTH:
+            return OSError("everybody may write to it: chmod o-w")
+        if path != self.directory:
+            if not stat.S_ISREG(found.st_mode):
+                return OSError("no regular file")
+            if not path.resolve().is_relative_to(self.directory.resolve()):
+                return OSError("a link that leads out of the directory")
+        return None
+
+    def _module(self, path: Path, digest: str) -> ModuleType:
+        if PACKAGE not in sys.modules:
+            package = ModuleType(PACKAGE)
+            package.__path__ = []
+            sys.modules[PACKAGE] = package
+        stem = re.sub(r"\W", "_", path.stem)
+        name = f"{PACKAGE}.{stem}_{digest[:12]}"
+        if name in sys.modules:  # the same content once more
+            self._count += 1
+            name = f"{name}_{self._count}"
+        module = ModuleType(name)
+        module.__file__ = str(path)
+        return module
+
+    def _fail(self, path: Path, phase: str, error: BaseException) -> Failure:
+        failure = Failure(
+            phase=phase,
+            error=_text_of(error, self.directory),
+            file=path.name,
+            line=_line_of(error, str(path)),
+            at=_now(),
+        )
+        self.registry.failures[path.name] = failure
+        log.warning(
+            "plugin_failed", file=path.name, phase=phase, line=failure.line, error=failure.error
+        )
+        return failure
+
+
+@contextmanager
+def _noticing_interrupts() -> Iterator[list[int]]:
+    """Tell a Ctrl-C from a plugin that raises KeyboardInterrupt."""
+    seen: list[int] = []
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield seen
+        return
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        del frame
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _remember_lines(path: Path, content: bytes) -> None:
+    """Let tracebacks and violations show what was loaded, not what is in the file by then."""
+    lines = content.decode("utf-8", "replace").splitlines(keepends=True)
+    linecache.cache[str(path)] = (len(content), None, lines, str(path))
+
+
+def _line_of(error: BaseException, file: str) -> int | None:
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return error.lineno
+    if isinstance(error, ContractViolationError):
+        for violation in error.violations:
+            if violation.file == file:
+                return violation.line
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def _text_of(error: BaseException, directory: Path) -> str:
+    """The error without the place of the directory on this machine."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001  (an exception of a plugin may fail to describe itself)
+        text = "its message cannot be read"
+    text = text.replace(f"{directory}{os.sep}", "")[:LONGEST_ERROR]
+    if isinstance(error, (ContractViolationError, OSError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds").removesuffix("+00:00") + "Z"
+
+
+# --- installed distributions ------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class DistributionSource:
+    """An entry point of an installed distribution."""
+
+    label: str
+    module: str
+
+    def reload(self) -> None:
+        """Refused: installed code is exchanged by installing, and a restart."""
+        raise RegistryError(
+            f"It came with the distribution {self.label}: install the new one and restart."
+        )
+
+    def code_hash(self, cls: type) -> str:
+        """SHA-256 of the file of its module."""
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        content = Path(file).read_bytes() if file else cls.__qualname__.encode()
+        return hashlib.sha256(content).hexdigest()
+
+    def owns(self, cls: type) -> bool:
+        """Whether the class was defined by the package of the entry point."""
+        return cls.__module__.partition(".")[0] == self.module.partition(".")[0]
+
+    def dropped(self) -> None:
+        """Installed modules stay imported."""
+
+
+class EntryPoints:
+    """Plugins of installed distributions, imported when they are first asked for."""
+
+    def __init__(self, registry: Registry, group: str = GROUP) -> None:
+        self.registry = registry
+        self.group = group
+        self._pending: dict[tuple[str, str], importlib.metadata.EntryPoint] = {}
+        self._known: set[tuple[str, str]] = set()
+        self._scanned: tuple[Any, ...] | None = None
+        self._lock = threading.RLock()
+
+    def pending(self) -> list[str]:
+        """Names that are known and not imported yet."""
+        self._scan()
+        return sorted(point.name for point in self._pending.values())
+
+    def resolve(self, name: str) -> bool:
+        """Import what is called so, or, when nothing is, all that is still to be imported."""
+        with self._lock:
+            self._scan()
+            named = [k for k, p in self._pending.items() if name in (p.name, p.attr)]
+            loaded = False
+            for key in named or list(self._pending):
+                loaded |= self._load(self._pending.pop(key))
+            return loaded or (bool(named) and bool(self._pending) and self.resolve(name))
+
+    def load_all(self) -> None:
+        """Import all of them."""
+        with self._lock:
+            self._scan()
+            for key in list(self._pending):
+                self._load(self._pending.pop(key))
+
+    def _scan(self) -> None:
+        """Find them; again only when the path has changed, since a scan takes milliseconds."""
+        seen = tuple((entry, _modified(entry)) for entry in sys.path)
+        if seen == self._scanned:
+            return
+        self._scanned = seen
+        for point in importlib.metadata.entry_points(group=self.group):
+            key = (point.name, _distribution_of(point))
+            if key not in self._known:
+                self._known.add(key)
+                self._pending[key] = point
+
+    def _load(self, point: importlib.metadata.EntryPoint) -> bool:
+        label = _distribution_of(point)
+        token = loading_from.set(DistributionSource(label, point.module))
+        try:
+            with self.registry.transaction() as found:
+                point.load()
+        except BaseException as error:  # whatever an installed module does, the app stays up
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            text = f"{label}: {_text_of(error, Path())}"
+            self.registry.failures[f"{point.name} of {label}"] = Failure(
+                phase="entry point", name=point.name, error=text, at=_now()
+            )
+            log.warning("plugin_failed", entry_point=point.name, distribution=label, error=text)
+            return False
+        finally:
+            loading_from.reset(token)
+        return bool(found)
+
+
+def _distribution_of(point: importlib.metadata.EntryPoint) -> str:
+    found = point.dist
+    return f"{found.name} {found.version}" if found is not None else "an unknown distribution"
+
+
+def _modified(entry: str) -> int:
+    try:
+        return os.stat(entry or ".").st_mtime_ns  # noqa: PTH116  (a path entry may be no path)
+    except OSError:
+        return 0

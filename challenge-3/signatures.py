@@ -1,0 +1,532 @@
+"""Members of classes as callers meet them, and whether one can stand in for another.
+
+The principle: every call that is legal under the contract is legal on the implementation, as seen
+from an instance, with self or cls already bound. Members are read from `__dict__`, never with
+`getattr`, so that nothing of a class under examination runs.
+"""
+
+import enum
+import functools
+import inspect
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import Any, NamedTuple
+
+from subtyping import EMPTY, is_awaitable, is_plain, resolve, text_of
+
+RAW = "__contract_raw__"  # on a function that stands before a member: the member as it was written
+
+POSITIONAL_ONLY, POSITIONAL, VAR_POSITIONAL, KEYWORD_ONLY, VAR_KEYWORD = range(5)
+
+
+class Kind(enum.Enum):
+    """How a member is reached."""
+
+    INSTANCE = "an instance method"
+    CLASS = "a class method"
+    STATIC = "a static method"
+    PROPERTY = "a property"
+    DATA = "a class attribute"
+    NOTHING = "None"
+
+
+class Color(enum.Enum):
+    """What a call gives back before anybody waits or iterates."""
+
+    SYNC = "a plain function"
+    ASYNC = "an async function"
+    GENERATOR = "a generator"
+    ASYNC_GENERATOR = "an async generator"
+
+
+class Param(NamedTuple):
+    """One parameter."""
+
+    name: str
+    kind: int
+    required: bool
+    annotation: Any = EMPTY
+
+
+class Fault(NamedTuple):
+    """One reason why a member cannot stand in for another."""
+
+    code: str
+    expected: str
+    actual: str
+    hint: str
+
+
+Parameters = tuple[Param, ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member, read without running it.
+
+    `parameters` are those as the code has them (bound; `with_self` unbound), `claimed` those that
+    `inspect.signature` tells (None: not known); `function` is the innermost one, which has the
+    annotations and the line.
+    """
+
+    name: str
+    value: Any
+    owner: type
+    kind: Kind
+    outer: Any = None
+    function: Any = None
+    parameters: Parameters | None = None
+    claimed: Parameters | None = None
+    with_self: Parameters | None = None
+    has_self: bool = True
+    color: Color = Color.SYNC
+    inner_color: Color = Color.SYNC
+    annotation: Any = EMPTY
+    spaces: Any = field(default=None, compare=False, repr=False)
+
+    def resolved(self, annotation: Any) -> Any:
+        """The annotation without strings in it, or UNRESOLVED."""
+        return resolve(annotation, self._names)
+
+    def _names(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        function = self.function
+        known = dict(self.spaces or {})
+        known.update(vars(self.owner))
+        known[self.owner.__name__] = self.owner
+        if function is None:
+            return vars(inspect.getmodule(self.owner) or types), known
+        for name, cell in zip(
+            function.__code__.co_freevars, function.__closure__ or (), strict=False
+        ):
+            try:
+                known[name] = cell.cell_contents
+            except ValueError:  # not assigned yet
+                continue
+        for variable in getattr(function, "__type_params__", ()):
+            known[variable.__name__] = variable
+        return function.__globals__, known
+
+    def is_copy_of(self, declared: "Member") -> bool:
+        """Whether it repeats the declaration word for word, so that nothing has to be compared."""
+        return (
+            self.kind is declared.kind
+            and self.color is declared.color is self.inner_color
+            and self.parameters is self.claimed is not None
+            and self.annotation == declared.annotation
+            and self.claimed == declared.claimed
+            and self.has_self
+            and is_plain(self.annotation)
+            and all(is_plain(param.annotation) for param in self.claimed)
+        )
+
+    @property
+    def text(self) -> str:
+        """How the member looks to a caller: `(self, data: int) -> bool`."""
+        if self.kind is Kind.NOTHING:
+            return "None"
+        if self.kind is Kind.DATA:
+            return f"{text_of(self.annotation) or type(self.value).__name__} value"
+        if self.kind is Kind.PROPERTY:
+            return f"property -> {text_of(self.annotation) or 'anything'}"
+        parameters = self.claimed if self.claimed is not None else self.parameters
+        shown = text_of_parameters(parameters, self.annotation, bound=self.kind)
+        prefix = "async " if self.color is Color.ASYNC else ""
+        if not self.has_self:
+            shown = shown.replace("self, ", "").replace("(self)", "()")
+        return prefix + shown
+
+
+def text_of_parameters(
+    parameters: Parameters | None, returned: Any = EMPTY, *, bound: Kind = Kind.STATIC
+) -> str:
+    """A signature as one would write it."""
+    arrow = f" -> {text_of(returned)}" if returned is not EMPTY else ""
+    if parameters is None:
+        return "(not introspectable)" + arrow
+    first = {Kind.INSTANCE: ["self"], Kind.CLASS: ["cls"]}.get(bound, [])
+    parts: list[str] = list(first)
+    previous = None
+    for param in parameters:
+        if previous == POSITIONAL_ONLY and param.kind != POSITIONAL_ONLY:
+            parts.append("/")
+        if param.kind == KEYWORD_ONLY and previous not in (KEYWORD_ONLY, VAR_POSITIONAL):
+            parts.append("*")
+        parts.append(text_of_parameter(param))
+        previous = param.kind
+    if previous == POSITIONAL_ONLY:
+        parts.append("/")
+    return f"({', '.join(parts)}){arrow}"
+
+
+def text_of_parameter(param: Param) -> str:
+    """One parameter as one would write it; a default is shown as `...`."""
+    stars = {VAR_POSITIONAL: "*", VAR_KEYWORD: "**"}.get(param.kind, "")
+    typed = f": {text_of(param.annotation)}" if param.annotation is not EMPTY else ""
+    optional = not param.required and not stars
+    default = (" = ..." if typed else "=...") if optional else ""
+    return f"{stars}{param.name}{typed}{default}"
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def raw(value: Any) -> Any:
+    """The member as it was written, where a measuring function stands before it."""
+    function = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+    if isinstance(function, FunctionType):
+        return function.__dict__.get(RAW, value)
+    return value
+
+
+def parameters_of(function: FunctionType) -> Parameters:
+    """What the code of the function takes; much quicker than `inspect.signature`."""
+    code = function.__code__
+    names = code.co_varnames
+    positional = code.co_argcount
+    first_optional = positional - len(function.__defaults__ or ())
+    keyword_defaults = function.__kwdefaults__ or {}
+    annotations = function.__annotations__
+    only = code.co_posonlyargcount
+    found = [
+        Param(
+            name,
+            POSITIONAL_ONLY if index < only else POSITIONAL,
+            index < first_optional,
+            annotations.get(name, EMPTY),
+        )
+        for index, name in enumerate(names[:positional])
+    ]
+    last = positional + code.co_kwonlyargcount
+    extra = last
+    if code.co_flags & inspect.CO_VARARGS:
+        name = names[extra]
+        found.append(Param(name, VAR_POSITIONAL, False, annotations.get(name, EMPTY)))
+        extra += 1
+    found.extend(
+        Param(name, KEYWORD_ONLY, name not in keyword_defaults, annotations.get(name, EMPTY))
+        for name in names[positional:last]
+    )
+    if code.co_flags & inspect.CO_VARKEYWORDS:
+        name = names[extra]
+        found.append(Param(name, VAR_KEYWORD, False, annotations.get(name, EMPTY)))
+    return tuple(found)
+
+
+def told_by_inspect(target: Any) -> tuple[Parameters, Any] | None:
+    """What `inspect.signature` tells, or None where it knows nothing."""
+    try:
+        signature = inspect.signature(target)
+    except (ValueError, TypeError):
+        return None
+    found = tuple(
+        Param(
+            p.name,
+            int(p.kind),
+            p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD),
+            EMPTY if p.annotation is p.empty else p.annotation,
+        )
+        for p in signature.parameters.values()
+    )
+    returned = signature.return_annotation
+    return found, EMPTY if returned is signature.empty else returned
+
+
+def color_of(function: Any) -> Color:
+    """By the flags of its code, through partials and markers."""
+    while isinstance(function, (functools.partial, functools.partialmethod)):
+        function = function.func
+    if isinstance(function, FunctionType):  # the usual case, without four calls of inspect
+        flags = function.__code__.co_flags
+        if flags & inspect.CO_COROUTINE:
+            return Color.ASYNC
+        if flags & inspect.CO_ASYNC_GENERATOR:
+            return Color.ASYNC_GENERATOR
+        if flags & inspect.CO_GENERATOR:
+            return Color.GENERATOR
+        if not function.__dict__:  # nobody has marked it as a coroutine function
+            return Color.SYNC
+    return Color.ASYNC if inspect.iscoroutinefunction(function) else Color.SYNC
+
+
+def read(name: str, value: Any, owner: type, spaces: Any = None) -> Member:
+    """The member `name` of `owner`, whose `__dict__` holds `value`."""
+    value = raw(value)
+    if isinstance(value, FunctionType):
+        return _callable(name, value, owner, Kind.INSTANCE, value, spaces)
+    if value is None:
+        return Member(name, value, owner, Kind.NOTHING)
+    if isinstance(value, classmethod):
+        return _callable(name, value, owner, Kind.CLASS, value.__func__, spaces)
+    if isinstance(value, staticmethod):
+        return _callable(name, value, owner, Kind.STATIC, value.__func__, spaces)
+    if isinstance(value, (property, functools.cached_property)):
+        return _property(name, value, owner, spaces)
+    if isinstance(value, functools.partialmethod):
+        return _partial_method(name, value, owner, spaces)
+    if isinstance(value, functools.singledispatchmethod):
+        return _callable(name, value, owner, Kind.INSTANCE, value.func, spaces)
+    if isinstance(value, (types.MemberDescriptorType, types.GetSetDescriptorType)):
+        return _data(name, value, owner, spaces)
+    if callable(value):
+        binds = hasattr(type(value), "__get__") and not isinstance(
+            value, (types.BuiltinFunctionType, functools.partial, type)
+        )
+        kind = Kind.INSTANCE if binds else Kind.STATIC
+        return _callable(name, value, owner, kind, value, spaces)
+    return _data(name, value, owner, spaces)
+
+
+def _callable(name: str, value: Any, owner: type, kind: Kind, outer: Any, spaces: Any) -> Member:
+    outer = raw(outer)
+    inner = outer
+    claimed: Parameters | None = None
+    returned: Any = EMPTY
+    if isinstance(outer, FunctionType):
+        parameters: Parameters | None = parameters_of(outer)
+        claimed = parameters
+        returned = outer.__annotations__.get("return", EMPTY)
+        if "__wrapped__" in outer.__dict__ or "__signature__" in outer.__dict__:
+            inner = _innermost(outer)
+            if told := told_by_inspect(outer):
+                claimed, returned = told
+    else:
+        told = None if _is_c_function(outer) else told_by_inspect(outer)
+        parameters, returned = told if told else (None, EMPTY)
+        claimed = parameters
+        inner = _innermost(outer)
+    has_self = True
+    with_self = parameters
+    if kind is not Kind.STATIC:
+        is_told = claimed is not parameters
+        has_self, parameters = _without_first(parameters)
+        claimed = _without_first(claimed)[1] if is_told else parameters
+    return Member(
+        name, value, owner, kind,
+        outer=outer,
+        function=inner if isinstance(inner, FunctionType) else None,
+        parameters=parameters, claimed=claimed, with_self=with_self, has_self=has_self,
+        color=color_of(outer), inner_color=color_of(inner),
+        annotation=returned, spaces=spaces,
+    )  # fmt: skip
+
+
+def _is_c_function(value: Any) -> bool:
+    """Whether it has a signature on some versions of Python and none on others."""
+    return isinstance(
+        value,
+        (
+            types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType,
+            types.ClassMethodDescriptorType, types.MethodWrapperType,
+        ),
+    ) or (isinstance(value, type) and value.__module__ == "builtins")  # fmt: skip
+
+
+def _innermost(function: Any) -> Any:
+    while isinstance(function, (functools.partial, functools.partialmethod)):
+        function = function.func
+    try:
+        function = inspect.unwrap(function)
+    except ValueError:  # it wraps itself
+        return None
+    if not isinstance(function, FunctionType):
+        function = vars(type(function)).get("__call__")
+    return function
+
+
+def _without_first(parameters: Parameters | None) -> tuple[bool, Parameters | None]:
+    """Bind self: the first positional parameter, or one of `*args`."""
+    if parameters is None:
+        return True, None
+    if parameters and parameters[0].kind in (POSITIONAL_ONLY, POSITIONAL):
+        return True, parameters[1:]
+    takes_any = any(param.kind == VAR_POSITIONAL for param in parameters)
+    return takes_any, parameters
+
+
+def _partial_method(
+    name: str, value: "functools.partialmethod[Any]", owner: type, spaces: Any
+) -> Member:
+    function = raw(value.func)
+    if isinstance(function, (classmethod, staticmethod)):
+        inner = function.__func__
+        kind = Kind.CLASS if isinstance(function, classmethod) else Kind.STATIC
+    else:
+        inner, kind = function, Kind.INSTANCE
+    given = (None, *value.args) if kind is not Kind.STATIC else value.args
+    told = told_by_inspect(functools.partial(inner, *given, **value.keywords))
+    parameters, returned = told if told else (None, EMPTY)
+    innermost = _innermost(inner)
+    return Member(
+        name, value, owner, kind,
+        outer=inner,
+        function=innermost if isinstance(innermost, FunctionType) else None,
+        parameters=parameters, claimed=parameters,
+        color=color_of(inner), inner_color=color_of(innermost),
+        annotation=returned, spaces=spaces,
+    )  # fmt: skip
+
+
+def _property(name: str, value: Any, owner: type, spaces: Any) -> Member:
+    function = value.func if isinstance(value, functools.cached_property) else value.fget
+    inner = _innermost(function) if function is not None else None
+    function = inner if isinstance(inner, FunctionType) else None
+    returned = function.__annotations__.get("return", EMPTY) if function else EMPTY
+    return Member(
+        name, value, owner, Kind.PROPERTY,
+        outer=function, function=function, annotation=returned, spaces=spaces,
+        color=color_of(function), inner_color=color_of(function),
+    )  # fmt: skip
+
+
+def _data(name: str, value: Any, owner: type, spaces: Any) -> Member:
+    declared = vars(owner).get("__annotations__", {})
+    annotation = declared.get(name, EMPTY) if isinstance(declared, dict) else EMPTY
+    if annotation is EMPTY and not isinstance(value, types.MemberDescriptorType):
+        annotation = type(value)
+    return Member(name, value, owner, Kind.DATA, annotation=annotation, spaces=spaces)
+
+
+# --- comparing --------------------------------------------------------------------------------
+
+
+def compare_calls(contract: Parameters, found: Parameters) -> Iterator[Fault]:
+    """The calls that are legal under the contract and fail here."""
+    positions = [p for p in found if p.kind in (POSITIONAL_ONLY, POSITIONAL)]
+    by_name = {p.name: p for p in found if p.kind in (POSITIONAL, KEYWORD_ONLY)}
+    takes_args = any(p.kind == VAR_POSITIONAL for p in found)
+    takes_names = any(p.kind == VAR_KEYWORD for p in found)
+    expected = [p for p in contract if p.kind in (POSITIONAL_ONLY, POSITIONAL)]
+    answered: set[str] = set()
+    for index, param in enumerate(expected):
+        if index < len(positions):
+            yield from _at_position(param, index, positions[index], by_name, takes_names)
+            answered.add(positions[index].name)
+        elif not takes_args:
+            yield Fault(
+                "C102", f"{text_of_parameter(param)} by position {index + 1}",
+                _not_by_position(param, by_name),
+                f"Accept '{param.name}' as a positional parameter.",
+            )  # fmt: skip
+            answered.add(param.name)
+        else:
+            yield from _in_var_positional(param, index, by_name, takes_names)
+            answered.add(param.name)
+    for param in contract:
+        if param.kind == KEYWORD_ONLY:
+            yield from _by_keyword(param, by_name, takes_names)
+            answered.add(param.name)
+        elif {VAR_POSITIONAL: not takes_args, VAR_KEYWORD: not takes_names}.get(param.kind):
+            yield _no_var(param)
+    yield from _extra(found, contract, expected, positions, answered)
+
+
+def _at_position(
+    param: Param, index: int, here: Param, by_name: dict[str, Param], takes_names: bool
+) -> Iterator[Fault]:
+    if param.kind == POSITIONAL and here.name != param.name:
+        elsewhere = by_name.get(param.name)
+        if elsewhere is not None:
+            yield Fault(
+                "C105", f"'{param.name}' at position {index + 1}",
+                f"'{here.name}' at position {index + 1}, '{param.name}' elsewhere",
+                "Keep the order of the contract's parameters.",
+            )  # fmt: skip
+            return
+        if not takes_names or here.required:
+            yield Fault(
+                "C104", f"parameter '{param.name}'", f"parameter '{here.name}'",
+                f"Rename '{here.name}' to '{param.name}': callers may pass it by name.",
+            )  # fmt: skip
+            return
+    elif param.kind == POSITIONAL and here.kind == POSITIONAL_ONLY and not takes_names:
+        yield Fault(
+            "C104", f"'{param.name}' also by name", f"'{here.name}' by position only",
+            f"Move '/' so that '{param.name}' can be passed by name.",
+        )  # fmt: skip
+        return
+    if not param.required and here.required:
+        yield _not_optional(param)
+
+
+def _in_var_positional(
+    param: Param, index: int, by_name: dict[str, Param], takes_names: bool
+) -> Iterator[Fault]:
+    if param.name in by_name:
+        if by_name[param.name].required:
+            yield Fault(
+                "C102", f"{text_of_parameter(param)} by position {index + 1}",
+                f"'{param.name}' by name only, and required",
+                f"Move '{param.name}' before '*args', or give it a default.",
+            )  # fmt: skip
+    elif param.kind == POSITIONAL and not takes_names:
+        yield Fault(
+            "C103", f"'{param.name}' also by name", "only positions, in *args",
+            f"Name '{param.name}' in the signature, or accept **kwargs too.",
+        )  # fmt: skip
+
+
+def _by_keyword(param: Param, by_name: dict[str, Param], takes_names: bool) -> Iterator[Fault]:
+    here = by_name.get(param.name)
+    if here is None:
+        if not takes_names:
+            yield Fault(
+                "C107", f"keyword '{param.name}'", f"no keyword '{param.name}'",
+                f"Accept '*, {text_of_parameter(param)}'.",
+            )  # fmt: skip
+    elif not param.required and here.required:
+        yield _not_optional(param)
+
+
+def _not_by_position(param: Param, by_name: dict[str, Param]) -> str:
+    if param.name in by_name:
+        return f"'{param.name}' by name only"
+    return "too few positional parameters"
+
+
+def _not_optional(param: Param) -> Fault:
+    return Fault(
+        "C106", f"'{param.name}' may be left out", f"'{param.name}' is required",
+        f"Give '{param.name}' a default.",
+    )  # fmt: skip
+
+
+def _no_var(param: Param) -> Fault:
+    shown = text_of_parameter(param)
+    return Fault("C108", shown, f"no {shown}", f"Accept {shown}.")
+
+
+def _extra(
+    found: Sequence[Param],
+    contract: Sequence[Param],
+    expected: Sequence[Param],
+    positions: Sequence[Param],
+    answered: set[str],
+) -> Iterator[Fault]:
+    beyond = {p.name for p in positions[len(expected) :]}
+    keywords = {p.name for p in contract if p.kind == KEYWORD_ONLY}
+    for param in found:
+        if not param.required:
+            continue
+        is_extra = param.name in beyond or (
+            param.kind == KEYWORD_ONLY and param.name not in answered
+        )
+        if is_extra and param.name not in keywords:
+            yield Fault(
+                "C109", "no further required parameter", f"'{param.name}' is required",
+                f"Give '{param.name}' a default, or remove it.",
+            )  # fmt: skip
+
+
+def same_shape(one: Parameters, other: Parameters) -> bool:
+    """Whether names, kinds and optionality are equal, so that nothing has to be compared."""
+    return len(one) == len(other) and all(
+        a.name == b.name and a.kind == b.kind and a.required == b.required
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def promises_await(member: Member) -> bool:
+    """Whether a call gives something to await."""
+    return member.color is Color.ASYNC or is_awaitable(member.resolved(member.annotation))

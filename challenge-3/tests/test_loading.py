@@ -1,0 +1,348 @@
+"""Files of the drop-in directory: whole or not at all, and never the end of the app."""
+
+import gc
+import hashlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loading import EntryPoints, LoadError, PluginLoader
+from registry import Failure
+from utils import Processor, Registry, get_all_plugins, registry
+
+pytestmark = pytest.mark.integration
+
+FOLDER = Path(__file__).resolve().parent.parent
+GOOD = """
+from utils import Processor
+
+class {name}(Processor[int, int]):
+    version = "{version}"
+
+    def process(self, data: int) -> int:
+        return data + {step}
+"""
+
+
+def good(name: str = "Adds", version: str = "1.0.0", step: int = 1) -> str:
+    return GOOD.format(name=name, version=version, step=step)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    path = tmp_path / "dropped"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def loader(directory: Path) -> Any:
+    loader = PluginLoader(registry, directory)
+    yield loader
+    loader.close()
+    registry.failures.clear()
+
+
+HOSTILE = {
+    "syntax": ("x = (\n", "compile", 1),
+    "null": ("x = 1\n\0", "compile", None),
+    "deep": ("x = " + "(" * 5000, "compile", None),
+    "missing": ("import nothing_like_this\n", "import", 1),
+    "leaves": ("import sys\nsys.exit(3)\n", "import", 2),
+    "interrupts": ("\n\nraise KeyboardInterrupt\n", "import", 3),
+    "recursion": ("def f():\n    f()\nf()\n", "import", 2),
+    "mute": ("class E(Exception):\n    def __str__(self): 1/0\nraise E\n", "import", 3),
+    "half": (good("Half") + "\nraise ValueError('after half')\n", "import", 10),
+    "contract": ("from utils import Processor\nclass Broken(Processor[int, int]):\n"
+                 "    def process(self, payload): ...\n", "contract", 3),
+}  # fmt: skip
+
+
+class TestHostileFiles:
+    def test_good_ones_are_loaded_beside_hostile_ones_which_are_listed(
+        self, directory: Path, loader: PluginLoader
+    ) -> None:
+        for name, (text, _, _) in HOSTILE.items():
+            (directory / f"{name}.py").write_text(text)
+        (directory / "bytes.py").write_bytes(b"\xff\xfe\x00\x00")
+        (directory / "adds.py").write_text(good())
+        (directory / "zebra.py").write_text(good("Zebra"))
+
+        report = loader.load()
+
+        assert report.loaded == ["adds.py", "zebra.py"]
+        assert registry.create("Adds", Processor).process(1) == 2
+        found = {failure.file: failure for failure in report.failed}
+        assert len(found) == len(HOSTILE) + 1
+        for name, (_, phase, line) in HOSTILE.items():
+            failure = found[f"{name}.py"]
+            assert failure.phase == phase, failure
+            if line:
+                assert failure.line == line, failure
+            assert failure.error
+            assert str(directory) not in failure.error
+        assert "Half" not in registry
+        assert not [key for key in registry._meters if key[0] in ("Half", "Broken")]
+        assert not [m for m in sys.modules if m.startswith("_c3_plugins.half")]
+
+    def test_a_real_interrupt_is_not_swallowed(self, directory: Path) -> None:
+        (directory / "waits.py").write_text(
+            "import time\nprint('in', flush=True)\ntime.sleep(60)\n"
+        )
+        code = (
+            "import loading, utils, pathlib\n"
+            f"loading.PluginLoader(utils.registry, pathlib.Path({str(directory)!r})).load()"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=FOLDER, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout
+        assert process.stdout.readline() == b"in\n"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
+        assert b"KeyboardInterrupt" in stderr
+
+    def test_files_that_are_not_trusted_are_refused(
+        self, directory: Path, loader: PluginLoader, tmp_path: Path
+    ) -> None:
+        outside = tmp_path / "outside.py"
+        outside.write_text(good("Outside"))
+        (directory / "link.py").symlink_to(outside)
+        (directory / "open.py").write_text(good("Open"))
+        (directory / "open.py").chmod(0o666)
+        (directory / "large.py").write_text("#" * 1_100_000)
+        (directory / "folder.py").mkdir()
+        (directory / "dangling.py").symlink_to(tmp_path / "nothing.py")
+
+        report = loader.load()
+
+        assert {(f.file, f.phase) for f in report.failed} == {
+            (name, "read")
+            for name in ("link.py", "open.py", "large.py", "folder.py", "dangling.py")
+        }
+        directory.chmod(0o777)
+        assert [f.phase for f in loader.load().failed] == ["read"]
+        assert PluginLoader(Registry(), tmp_path / "absent").load().failed[0].phase == "read"
+
+    def test_underscores_and_the_package_file_are_no_plugins(
+        self, directory: Path, loader: PluginLoader
+    ) -> None:
+        (directory / "_template.py").write_text(good())
+        (directory / "__init__.py").write_text("1/0")
+
+        report = loader.load()
+
+        assert (report.loaded, report.failed) == ([], [])
+
+    def test_a_file_cannot_hide_an_installed_module(
+        self, directory: Path, loader: PluginLoader
+    ) -> None:
+        (directory / "json.py").write_text(good("Json"))
+        loader.load()
+        import json
+
+        assert json.dumps({}) == "{}"
+        assert "Json" in registry
+
+
+class TestReload:
+    def test_a_change_of_the_same_size_in_the_same_second_is_seen(
+        self, directory: Path, loader: PluginLoader
+    ) -> None:
+        path = directory / "adds.py"
+        for step in (1, 2, 3):
+            path.write_text(good(step=step))
+            os.utime(path, (1_700_000_000, 1_700_000_000))
+            loader.load()
+            assert registry.create("Adds", Processor).process(0) == step
+            assert (
+                registry.plugin("Adds").code_hash == hashlib.sha256(path.read_bytes()).hexdigest()
+            )
+        assert loader.load().unchanged == ["adds.py"]
+
+    @pytest.mark.parametrize("broken", [good().replace("data:", "payload:"), "x = (", "1/0"])
+    def test_a_failing_reload_keeps_the_old_version(
+        self, directory: Path, loader: PluginLoader, broken: str
+    ) -> None:
+        path = directory / "adds.py"
+        path.write_text(good())
+        loader.load()
+        old = registry.get("Adds")
+        path.write_text(broken)
+
+        with pytest.raises(LoadError, match=r"adds.py failed in phase"):
+            registry.reload("Adds")
+
+        assert registry.get("Adds") is old
+        assert registry.create("Adds", Processor).process(1) == 2
+        assert registry.failures["adds.py"].file == "adds.py"
+        assert loader.load().failed
+        path.write_text(good(step=5))
+        registry.reload("Adds")
+        assert registry.create("Adds", Processor).process(1) == 6
+        assert "adds.py" not in registry.failures
+
+    def test_counts_go_on_over_a_reload(self, directory: Path, loader: PluginLoader) -> None:
+        (directory / "adds.py").write_text(good())
+        loader.load()
+        old = registry.create("Adds", Processor)
+        old.process(1)
+
+        registry.reload("Adds")
+        old.process(1)
+        registry.create("Adds", Processor).process(1)
+
+        assert registry.plugin("Adds").figures()["process"].calls == 3
+
+    def test_versions_that_a_file_no_longer_has_are_gone_and_dead(
+        self, directory: Path, loader: PluginLoader
+    ) -> None:
+        path = directory / "adds.py"
+        path.write_text(good(version="1.0.0"))
+        loader.load()
+        gone = weakref.ref(registry.get("Adds"))
+        path.write_text(good(version="2.0.0"))
+
+        loader.load()
+
+        assert registry.versions("Adds") == ["2.0.0"]
+        gc.collect()
+        assert gone() is None
+        path.unlink()
+        assert loader.load().removed == ["adds.py"]
+        assert "Adds" not in registry
+        assert not [m for m in sys.modules if m.startswith("_c3_plugins.adds")]
+
+    def test_a_key_of_another_file_is_refused_naming_both(
+        self, directory: Path, loader: PluginLoader
+    ) -> None:
+        (directory / "a.py").write_text(good())
+        (directory / "b.py").write_text(good("Fine") + good())
+
+        report = loader.load()
+
+        assert report.loaded == ["a.py"]
+        assert report.failed[0].phase == "register"
+        assert "a.py:4" in report.failed[0].error
+        assert "b.py:12" in report.failed[0].error
+        assert "Fine" not in registry
+
+    def test_a_disabled_plugin_stays_disabled(self, directory: Path, loader: PluginLoader) -> None:
+        (directory / "adds.py").write_text(good())
+        loader.load()
+        registry.disable("Adds")
+
+        registry.reload("Adds")
+
+        assert get_all_plugins() == [] or registry.find("Adds").state.value == "disabled"
+        assert registry.find("Adds").state.value == "disabled"
+
+    def test_instances_of_dropped_in_classes_can_be_pickled(
+        self, directory: Path, loader: PluginLoader
+    ) -> None:
+        (directory / "adds.py").write_text(good())
+        loader.load()
+        cls = registry.get("Adds")
+        assert type(pickle.loads(pickle.dumps(cls()))) is cls
+        assert pickle.loads(pickle.dumps(cls.process)) is cls.process
+
+    def test_fifty_reloads_under_load_fail_no_call(
+        self, directory: Path, loader: PluginLoader
+    ) -> None:
+        path = directory / "adds.py"
+        path.write_text(good(step=0))
+        loader.load()
+        stop = threading.Event()
+        wrong: list[Any] = []
+        calls = [0] * 4
+
+        def call(number: int) -> None:
+            while not stop.is_set():
+                try:
+                    plugin = registry.create("Adds", Processor)
+                    step = plugin.process(0)
+                    if step != plugin.process(0):
+                        wrong.append("two versions in one instance")
+                    calls[number] += 2
+                except Exception as error:  # noqa: BLE001
+                    wrong.append(error)
+
+        threads = [threading.Thread(target=call, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for step in range(1, 51):
+            path.write_text(good(step=step))
+            registry.reload("Adds")
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+        assert wrong == []
+        assert registry.create("Adds", Processor).process(0) == 50
+        assert registry.plugin("Adds").figures()["process"].calls == sum(calls) + 1
+
+
+def distribution(root: Path, name: str, module: str, text: str, points: str) -> None:
+    (root / f"{module}.py").write_text(textwrap.dedent(text))
+    info = root / f"{name.replace(chr(45), chr(95))}-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(f"[challenge3.plugins]\n{points}\n")
+
+
+class TestEntryPoints:
+    @pytest.fixture
+    def root(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        root = tmp_path / "site"
+        root.mkdir()
+        monkeypatch.syspath_prepend(str(root))
+        return root
+
+    def test_installed_plugins_are_imported_when_they_are_asked_for(self, root: Path) -> None:
+        distribution(root, "dist-one", "ep_one", good("FromOne"), "one = ep_one:FromOne")
+        distribution(root, "dist-two", "ep_two", good("FromTwo"), "two = ep_two:FromTwo")
+
+        assert "FromOne" not in registry
+        assert registry.create("FromOne", Processor).process(1) == 2
+        assert "ep_one" in sys.modules
+        assert "ep_two" not in sys.modules
+        assert registry.plugin("FromOne").source.label == "dist-one 1.2"
+        assert len(registry.plugin("FromOne").code_hash) == 64
+        with pytest.raises(LookupError, match="dist-one"):
+            registry.reload("FromOne")
+
+    def test_one_that_fails_is_listed_with_its_distribution(self, root: Path) -> None:
+        distribution(root, "dist-bad", "ep_bad", "raise SystemExit(1)", "bad = ep_bad:Bad")
+        distribution(root, "dist-same", "ep_same", good("Same"), "same = ep_same:Same")
+        distribution(root, "dist-same2", "ep_same2", good("Same"), "same2 = ep_same2:Same")
+        points = EntryPoints(registry)
+
+        points.load_all()
+
+        failures: dict[str, Failure] = registry.failures
+        try:
+            assert "SystemExit" in failures["bad of dist-bad 1.2"].error
+            assert failures["bad of dist-bad 1.2"].phase == "entry point"
+            clash = next(f for key, f in failures.items() if key.startswith("same"))
+            assert "ep_same.py:4" in clash.error
+            assert "ep_same2.py:4" in clash.error
+            assert registry.versions("Same") == ["1.0.0"]
+        finally:
+            registry.failures.clear()
+
+    def test_unknown_names_cost_no_scan(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import importlib.metadata
+
+        points = EntryPoints(registry)
+        points.pending()
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: 1 / 0)
+        assert not points.resolve("Nothing")
