@@ -23,6 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+import fetch_routes
 import web
 from aggregation import Moment, micros
 from models import (
@@ -295,10 +296,14 @@ app: FastAPI = web.create_app(
     streaming=("/webhook", "/webhook/ingest", "/webhook/batch"),
     tags=[
         {"name": "ingest", "description": "Events in: durable before they are acknowledged."},
+        fetch_routes.TAG,
         {"name": "results", "description": "Aggregates, figures and what was refused."},
         {"name": "service", "description": "Health and metrics."},
     ],
 )
+
+
+app.include_router(fetch_routes.router)
 
 
 @app.exception_handler(StoreRefused)

@@ -4,6 +4,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from records import ProcessedRecord as ProcessedRecord
+from records import Product as Product
+
 
 class RecordError(BaseModel):
     """Why one record was refused; `line` counts from 1 (NDJSON), `index` from 0 (arrays)."""

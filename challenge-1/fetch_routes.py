@@ -1,0 +1,248 @@
+"""Fetching over HTTP: `POST /fetch/runs` begins a run, `GET /fetch/runs/{id}` tells how far it is.
+
+One run at a time: the sources are asked at one rate, and there is one out/summary.json. What is
+fetched from where is configuration (config.yaml, PIPELINE_*), never part of a request.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+import structlog
+from fastapi import APIRouter, Path, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+import web
+from doors import PipelineDoor, UnknownPipeline
+from fetch_settings import ConfigurationError, FetchSettings, load
+from fetching import FetchRun, NothingToResume
+from holder import Held, Holder
+from resilience import RateLimiter
+
+log = structlog.stdlib.get_logger("fetch")
+router = APIRouter(prefix="/fetch", tags=["fetch"])
+
+KEPT_RUNS: Final = 20
+TAG: Final = {"name": "fetch", "description": "Products in, from APIs that fail and limit."}
+
+
+class RunRequest(BaseModel):
+    """What to fetch; everything has a default."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"timeout": 30}})
+
+    sources: list[str] | None = Field(
+        default=None, min_length=1, max_length=100, description="Names out of the configuration."
+    )
+    pipeline: str | None = Field(
+        default=None, max_length=64, description="Also send the products into this pipeline."
+    )
+    timeout: Annotated[float, Field(strict=True, gt=0, le=3600, allow_inf_nan=False)] | None = (
+        Field(default=None, description="Seconds for the whole run.")
+    )
+    resume: bool = Field(default=False, description="Go on with a run that was cut.")
+
+
+class SourceProgress(BaseModel):
+    """How far one source is."""
+
+    source: str
+    items: int = Field(description="Products.")
+    requests_done: int
+    requests_expected: int | None = Field(description="Null while it is not known.")
+    failed: int
+    errors: dict[str, int] = Field(description="Failed attempts and unusable records, by kind.")
+    retries: int
+    paused: int = Field(description="How often it answered 429.")
+    breaker: str
+    breaker_openings: int
+    rate: float | None = Field(description="Requests per second.")
+    finished: bool
+
+
+class RunAnswer(BaseModel):
+    """A run: `running` until it ended; the products are in out/summary.json."""
+
+    id: str
+    status: str = Field(examples=["running"], description="Or `finished`, `timeout`, `stopped`.")
+    partial: bool | None = Field(description="Whether something is missing; null while it runs.")
+    total: int = Field(description="Products so far.")
+    seconds: float
+    sources: list[SourceProgress]
+    summary: dict[str, Any] | None = Field(description="Of the summary, once it is written.")
+
+
+class Runs:
+    """The runs of this process, the limiters they share, and the one that goes on."""
+
+    def __init__(self) -> None:
+        self.limiters: dict[str, RateLimiter] = {}
+        self._runs: OrderedDict[str, FetchRun] = OrderedDict()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def active(self) -> FetchRun | None:
+        """The run that goes on."""
+        return self.latest if self._task is not None and not self._task.done() else None
+
+    @property
+    def latest(self) -> FetchRun | None:
+        """The run that was begun last."""
+        return next(reversed(self._runs.values()), None)
+
+    def find(self, run_id: str) -> FetchRun | None:
+        """A run by its id; `latest` is one, too."""
+        return self.latest if run_id == "latest" else self._runs.get(run_id)
+
+    async def start(
+        self, make: Callable[[], FetchRun], lock: Holder, stopping: asyncio.Event
+    ) -> FetchRun:
+        """Begin it; raise NothingToResume. It ends by itself, or with the server."""
+        try:
+            run = make()
+            run.prepare()
+        except BaseException:
+            lock.release()
+            raise
+        self._runs[run.id] = run
+        self._runs.move_to_end(run.id)
+        while len(self._runs) > KEPT_RUNS:
+            self._runs.popitem(last=False)
+        self._task = asyncio.create_task(self._run(run, lock, stopping))
+        return run
+
+    async def _run(self, run: FetchRun, lock: Holder, stopping: asyncio.Event) -> None:
+        stop = asyncio.create_task(_cut_when(stopping, run))
+        try:
+            await run.run()
+        except OSError as error:
+            log.error("summary_not_written", run_id=run.id, reason=error.strerror)  # noqa: TRY400
+        finally:
+            stop.cancel()
+            lock.release()
+
+
+async def _cut_when(stopping: asyncio.Event, run: FetchRun) -> None:
+    await stopping.wait()
+    run.cut("stopped")
+
+
+def runs_of(request: Request) -> Runs:
+    """The runs of this app."""
+    state = request.app.state
+    if not hasattr(state, "fetch_runs"):
+        state.fetch_runs = Runs()
+    runs: Runs = state.fetch_runs
+    return runs
+
+
+@router.post(
+    "/runs",
+    status_code=202,
+    summary="Begin to fetch",
+    operation_id="fetch_runs_start",
+    responses=web.problems(403, 404, 409, 413, 415, 422, 503),
+)
+async def start(request: Request, response: Response, wanted: RunRequest) -> RunAnswer:
+    """Fetch from the configured sources in the background; 409 while another run goes on."""
+    runs = runs_of(request)
+    if runs.active is not None:
+        raise web.Problem(
+            409,
+            f"Run {runs.active.id} goes on; ask for it at /fetch/runs/{runs.active.id}.",
+            run_id=runs.active.id,
+        )
+    settings = await run_in_threadpool(_settings, wanted)
+    try:
+        door = None
+        if settings.pipeline is not None:
+            door = PipelineDoor(request.app.state.pipeline, settings.pipeline)
+        settings.output_dir.mkdir(parents=True, exist_ok=True)
+        lock = Holder(settings.output_dir / "fetch.lock")
+        run = await runs.start(
+            lambda: FetchRun(settings, resume=wanted.resume, door=door, limiters=runs.limiters),
+            lock,
+            request.app.state.stopping,
+        )
+    except UnknownPipeline as error:
+        raise web.Problem(404, str(error)) from None
+    except NothingToResume:
+        raise web.Problem(
+            409, "There is no cut run over these sources; begin one without `resume`."
+        ) from None
+    except Held:
+        raise web.Problem(409, "Another process is fetching here; wait for it.") from None
+    except OSError as error:
+        raise web.Problem(
+            503, "The directory of the summary cannot be written.", headers={"Retry-After": "5"}
+        ) from error
+    response.headers["Location"] = f"/fetch/runs/{run.id}"
+    return _answer(run)
+
+
+@router.get(
+    "/runs/{run_id}",
+    summary="How far a run is",
+    operation_id="fetch_runs_get",
+    responses=web.problems(403, 404, 422),
+)
+async def progress(
+    request: Request,
+    run_id: Annotated[
+        str,
+        Path(max_length=64, description="Of a run of this process, or `latest`.", example="latest"),
+    ],
+) -> RunAnswer:
+    """Live figures per source; after the end also those of the summary, without its products."""
+    run = runs_of(request).find(run_id)
+    if run is None:
+        raise web.Problem(404, "There is no such run here; the last 20 since the start are kept.")
+    return _answer(run)
+
+
+def _settings(wanted: RunRequest) -> FetchSettings:
+    try:
+        settings = load().settings
+    except ConfigurationError as error:
+        log.warning("configuration", faults=str(error).splitlines())
+        raise web.Problem(
+            503,
+            "The configuration of the sources cannot be used; `python fetch.py --print-config` "
+            "says why.",
+        ) from None
+    changes: dict[str, Any] = {}
+    if wanted.sources is not None:
+        known = {source.name: source for source in settings.sources}
+        if unknown := [name for name in wanted.sources if name not in known]:
+            raise web.Problem(
+                422,
+                f"{len(unknown)} of these sources are not configured; there are: "
+                f"{', '.join(known)}.",
+            )
+        changes["sources"] = [known[name] for name in dict.fromkeys(wanted.sources)]
+    elif not settings.sources:
+        raise web.Problem(503, "No sources are configured; name them in config.yaml.")
+    if wanted.timeout is not None:
+        changes["timeout"] = wanted.timeout
+    if wanted.pipeline is not None:
+        changes["pipeline"] = wanted.pipeline
+    return settings.model_copy(update=changes)
+
+
+def _answer(run: FetchRun) -> RunAnswer:
+    summary = run.summary
+    shown = None
+    if summary is not None:
+        shown = {key: value for key, value in summary.items() if key != "products"}
+        shown["errors"] = summary["errors"][:20]
+    return RunAnswer(
+        id=run.id,
+        status=run.ended or "running",
+        partial=None if summary is None else summary["partial"],
+        total=sum(len(state.products) for state in run.states.values()),
+        seconds=round(run.seconds, 3),
+        sources=[SourceProgress(**each) for each in run.progress()],
+        summary=shown,
+    )
