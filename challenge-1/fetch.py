@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import logging
 import signal
 import socket
 import subprocess
@@ -24,11 +23,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from commands import EXIT_CODES, configure_logs, on_stop_signals
 from doors import PipelineDoor, UnknownPipeline
 from fetch_settings import ConfigurationError, Loaded, Source, add_flags, load, origin
 from fetching import FetchRun, NothingToResume
@@ -41,7 +40,6 @@ LIVE_PER_SECOND: Final = 8
 MOCK_START_SECONDS: Final = 20.0
 # The third source breaks down for good after its first answers: a run has to cope with that.
 MOCK_DEAD: Final = "corner:40"
-STOP_SIGNALS: Final = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class CannotStart(Exception):
@@ -98,15 +96,15 @@ async def _fetch(loaded: Loaded, options: argparse.Namespace) -> int:
     async with contextlib.AsyncExitStack() as stack:
         settings.output_dir.mkdir(parents=True, exist_ok=True)
         stack.callback(_one_at_a_time(settings.output_dir).release)
-        stopped_by: list[int] = []
+        stopped_by: list[signal.Signals] = []
         run: FetchRun | None = None
 
-        def stop(number: int) -> None:
+        def stop(number: signal.Signals) -> None:
             stopped_by.append(number)
             if run is not None:
-                run.cut(signal.Signals(number).name)
+                run.cut(number.name)
 
-        _on_stop_signals(stop)
+        on_stop_signals(stop)
         if options.mock:
             url = stack.enter_context(mock_servers())
             settings = settings.model_copy(update={"sources": mock_sources(url)})
@@ -115,13 +113,13 @@ async def _fetch(loaded: Loaded, options: argparse.Namespace) -> int:
             door = PipelineDoor(await stack.enter_async_context(_pipeline()), settings.pipeline)
         run = FetchRun(settings, resume=options.resume, door=door)
         if stopped_by:
-            run.cut(signal.Signals(stopped_by[0]).name)
+            run.cut(stopped_by[0].name)
         async with _shown(run, quiet=options.quiet):
             summary = await run.run()
         if not options.quiet:
             _print_result(summary, settings.output_dir / "summary.json")
     if stopped_by:
-        return STOP_SIGNALS.get(signal.Signals(stopped_by[0]), 1)
+        return EXIT_CODES[stopped_by[0]]
     return 0 if summary["ended"] == "finished" else 1
 
 
@@ -152,15 +150,6 @@ async def _pipeline() -> AsyncIterator[Pipeline]:
     async with pipeline:
         await pipeline.start_workers()
         yield pipeline
-
-
-def _on_stop_signals(stop: Any) -> None:
-    loop = asyncio.get_running_loop()
-    for number in STOP_SIGNALS:
-        try:
-            loop.add_signal_handler(number, stop, number)
-        except NotImplementedError:  # Windows
-            signal.signal(number, lambda n, _: loop.call_soon_threadsafe(stop, n))
 
 
 # --- mock servers -----------------------------------------------------------------------------
@@ -230,26 +219,6 @@ def _moved(address: str, url: str) -> str:
 
 
 # --- showing ----------------------------------------------------------------------------------
-
-
-def configure_logs(level: str) -> None:
-    """Structured logs on stderr: JSON when piped; on a terminal only warnings, beside the table."""
-    is_terminal = sys.stderr.isatty()
-    least = max(logging.getLevelName(level), logging.WARNING if is_terminal else logging.INFO)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.stdlib.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=True)
-            if is_terminal
-            else structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(least),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
 
 
 @contextlib.asynccontextmanager

@@ -1,7 +1,7 @@
 """From an unreliable product API to typed products: one bounded GET, one schema, one decimal mark.
 
 Everything a source answers is hostile until it is proven: bytes, time, type, encoding, redirects
-and cursors are bounded or checked here, and every refusal is a CallError with a word to count it by.
+and cursors are bounded or checked here, and every refusal is a CallError with a kind to count by.
 """
 
 import datetime as dt

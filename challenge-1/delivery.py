@@ -1,0 +1,231 @@
+"""Deliver to somebody who limits and fails: everything once, nothing lost, nobody hammered.
+
+    streams -> room (backlog <= 100) -> transform -> validate -> Guard (rate, retries) -> downstream
+                 ^ backpressure                                         |
+                 +---------------- accepted, or dead-lettered ----------+
+
+    python delivery.py --topic aggregates --to URL [--rate-limit 10]
+
+delivers the messages of a queue topic as a named consumer, with the service running or stopped.
+"""
+
+import asyncio
+import inspect
+import time
+from collections import deque
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+import structlog
+from pydantic import ValidationError
+
+from records import ProcessedRecord
+from resilience import (
+    Breaker,
+    CallError,
+    Clock,
+    Guard,
+    LearningLimiter,
+    RateLimiter,
+    Slot,
+)
+from streaming_test_framework import PipelineMetrics, StreamData
+
+log = structlog.stdlib.get_logger("delivery")
+
+ATTEMPTS: Final = 7  # of a record: at 15 % failures one in 600,000 is given up
+BREAKER_FAILURES: Final = 10  # in a row: not bad luck any more
+GUARD_SECONDS: Final = 0.02
+KEPT_DEAD_LETTERS: Final = 10_000
+
+
+class Downstream(Protocol):
+    """Somebody to deliver to."""
+
+    async def send_data(self, record: ProcessedRecord) -> Any:
+        """Accept a record once; raise Limited, Failed or Refused (see resilience.py)."""
+        ...
+
+
+@dataclass(frozen=True)
+class DeadRecord:
+    """A record that was not delivered, and why."""
+
+    data: StreamData
+    kind: str
+    message: str
+
+
+def delivery_guard(
+    rate_limit: float | None, *, clock: Clock = time.monotonic, attempts: int = ATTEMPTS,
+    call_seconds: float = 10.0, patient: bool = False,
+) -> Guard:  # fmt: skip
+    """A guard for deliveries; without a rate it is found from the 429s."""
+    limiter = (
+        LearningLimiter(guard_seconds=GUARD_SECONDS, clock=clock)
+        if rate_limit is None
+        else RateLimiter(rate_limit, guard_seconds=GUARD_SECONDS, clock=clock)
+    )
+    breaker = Breaker(BREAKER_FAILURES, 1.0, clock=clock)
+    return Guard(limiter, breaker, attempts=attempts, call_seconds=call_seconds, patient=patient)
+
+
+class StreamProcessor:
+    """Consumes streams concurrently and delivers every record, at most `max_backlog` at a time.
+
+    A stream is asked for its next element only when there is room, so what waits for the downstream
+    waits in the streams. Records that cannot be valid, or were tried often enough, end in
+    `dead_letters`. Override `transform_data` for your own transformation.
+    """
+
+    def __init__(
+        self,
+        streams: Iterable[AsyncIterable[StreamData]],
+        downstream_api: Downstream,
+        *,
+        rate_limit: float | None = None,
+        max_backlog: int = 100,
+        attempts: int = ATTEMPTS,
+        clock: Clock = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        on_dead_letter: Callable[[DeadRecord], None] = lambda _: None,
+    ) -> None:
+        self.streams = list(streams)
+        if len(self.streams) > max_backlog:
+            raise ValueError(
+                f"{len(self.streams)} streams need a place each, but the backlog has only "
+                f"{max_backlog}. Raise max_backlog."
+            )
+        self.downstream_api = downstream_api
+        self.max_backlog = max_backlog
+        self.guard = delivery_guard(rate_limit, clock=clock, attempts=attempts)
+        self.dead_letters: deque[DeadRecord] = deque(maxlen=KEPT_DEAD_LETTERS)
+        self.metrics = PipelineMetrics(started=clock())
+        self._clock = clock
+        self._now = now
+        self._on_dead_letter = on_dead_letter
+        self._room = asyncio.Semaphore(max_backlog)
+
+    def transform_data(self, data: StreamData) -> Mapping[str, Any] | Awaitable[Mapping[str, Any]]:
+        """What of an element is delivered; may be a coroutine."""
+        return {**data.data, "source": data.source}
+
+    async def run(
+        self, seconds: float | None = None, *, drain_seconds: float | None = None
+    ) -> PipelineMetrics:
+        """Until the streams end, or for so many seconds; then deliver what was pulled.
+
+        After `drain_seconds` what is still undelivered is left, and shows in `backlog_size`.
+        """
+        self.metrics.started = self._clock()
+        deliveries: set[asyncio.Task[None]] = set()
+        readers = [asyncio.create_task(self._read(each, deliveries)) for each in self.streams]
+        try:
+            if readers:
+                done, _ = await asyncio.wait(readers, timeout=seconds)
+                self._measure()
+                for reader in done:
+                    reader.result()
+            await _ended(readers)
+            if deliveries:
+                await asyncio.wait(deliveries, timeout=drain_seconds)
+        finally:
+            await _ended([*readers, *deliveries])
+            self._measure()
+        return self.metrics
+
+    async def _read(
+        self, stream: AsyncIterable[StreamData], deliveries: set[asyncio.Task[None]]
+    ) -> None:
+        elements = aiter(stream)
+        while True:
+            await self._room.acquire()
+            try:
+                data = await anext(elements)
+            except StopAsyncIteration:
+                self._room.release()
+                return
+            except BaseException:
+                self._room.release()
+                raise
+            metrics = self.metrics
+            metrics.total_pulled += 1
+            metrics.backlog_size += 1
+            metrics.max_backlog_size = max(metrics.max_backlog_size, metrics.backlog_size)
+            task = asyncio.create_task(self._deliver(data))
+            deliveries.add(task)
+            task.add_done_callback(deliveries.discard)
+
+    async def _deliver(self, data: StreamData) -> None:
+        """Bring one record to its end: accepted once, or dead-lettered."""
+        pulled = self._clock()
+        try:
+            record = await self._record(data, pulled)
+
+            async def send(slot: Slot) -> None:
+                slot.sent()
+                await self.downstream_api.send_data(record)
+                slot.answered()
+
+            await self.guard.call(send)
+        except asyncio.CancelledError:
+            raise  # neither delivered nor given up: it stays in the backlog
+        except ValidationError as error:
+            self._give_up(data, "invalid", "; ".join(each["msg"] for each in error.errors()))
+        except CallError as error:
+            self._give_up(data, error.kind, str(error))
+        except Exception as error:
+            # The boundary to code that is not ours (transformation, downstream): one record fails.
+            log.exception("record_failed", record=data.id, error=type(error).__name__)
+            self._give_up(data, "error", f"{type(error).__name__}.")
+        else:
+            self.metrics.total_processed += 1
+            self.metrics.processing_ms += (self._clock() - pulled) * 1000
+            self._decided()
+
+    async def _record(self, data: StreamData, pulled: float) -> ProcessedRecord:
+        transformed = self.transform_data(data)
+        if inspect.isawaitable(transformed):
+            transformed = await transformed
+        return ProcessedRecord(
+            record_id=data.id,
+            source=data.source,
+            timestamp=data.timestamp,
+            processed_at=self._now(),
+            priority=data.priority,
+            processing_time_ms=(self._clock() - pulled) * 1000,
+            transformed_data=dict(transformed),
+        )
+
+    def _give_up(self, data: StreamData, kind: str, message: str) -> None:
+        dead = DeadRecord(data, kind, message)
+        self.dead_letters.append(dead)
+        self._on_dead_letter(dead)
+        self.metrics.dead_lettered += 1
+        log.warning("record_given_up", record=data.id, kind=kind, reason=message)
+        self._decided()
+
+    def _decided(self) -> None:
+        self.metrics.backlog_size -= 1
+        self._room.release()
+        self._measure()
+
+    def _measure(self) -> None:
+        metrics, tally = self.metrics, self.guard.tally
+        metrics.seconds = self._clock() - metrics.started
+        metrics.attempts = tally.attempts - tally.limited
+        metrics.failed_attempts = sum(tally.failures.values())
+        metrics.retries = tally.retries
+        metrics.rate_limit_hits = tally.limited
+        metrics.in_flight = self.guard.limiter.in_flight
+
+
+async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel what still runs, and wait for it."""
+    running = [task for task in tasks if not task.done()]
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running)
