@@ -508,9 +508,14 @@ class FetchRun:
         self, state: SourceState, line: Mapping[str, Any], products: Iterable[Product]
     ) -> list[Product]:
         """Take an item into the result; the products that were not there before."""
-        fresh = [product for product in products if product.id not in state.products]
+        new = {each.id: each for each in products if each.id not in state.products}
+        state.duplicates += len(line["products"]) - len(new)
+        room = self.settings.max_products - len(state.products)
+        if len(new) > room:
+            state.faults["too_many"] += 1
+            self._list(state, line["item"], "too_many", f"Over {self.settings.max_products:,}.")
+        fresh = list(new.values())[:room]
         state.products.update((product.id, product) for product in fresh)
-        state.duplicates += len(line["products"]) - len(fresh)
         state.done.add(line["item"])
         state.failed.pop(line["item"], None)
         state.next_cursor = line["next"]

@@ -206,7 +206,7 @@ def decode(body: bytes) -> Any:
     """A JSON document; raise Failed when it is none (NaN and bad UTF-8 included)."""
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Failed("malformed", "Its body is no JSON document.") from None
 
 
