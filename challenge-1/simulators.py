@@ -19,8 +19,10 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Final
 
 import uvicorn
@@ -328,14 +330,17 @@ def hostile(kind: str) -> Response:
     if kind == "trickle":
         return StreamingResponse(_trickle(), media_type=json_type)
     if kind == "bomb":
-        import zlib
-
-        packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-        body = b"".join([*(packer.compress(bytes(1 << 20)) for _ in range(256)), packer.flush()])
-        return Response(body, media_type=json_type, headers={"Content-Encoding": "gzip"})
+        return Response(_bomb(), media_type=json_type, headers={"Content-Encoding": "gzip"})
     if kind == "html":
         return Response("<p>maintenance</p>", media_type="text/html")
     return Response(status_code=302, headers={"Location": kind})
+
+
+@cache
+def _bomb() -> bytes:
+    """256 MiB of zeros, gzipped."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return b"".join([*(packer.compress(bytes(1 << 20)) for _ in range(256)), packer.flush()])
 
 
 async def _endless() -> AsyncIterator[bytes]:

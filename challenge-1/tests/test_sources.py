@@ -128,7 +128,12 @@ def test_a_document_of_another_shape_failed(body: bytes) -> None:
 
 def test_a_cursor_is_a_short_text_or_the_end() -> None:
     cursor = source(paging="cursor", next="next")
-    expectations: list[tuple[Any, str | None]] = [("abc", "abc"), (7, "7"), (None, None), ("", None)]
+    expectations: list[tuple[Any, str | None]] = [
+        ("abc", "abc"),
+        (7, "7"),
+        (None, None),
+        ("", None),
+    ]
     for value, expected in expectations:
         body = json.dumps({"items": [], "next": value}).encode()
         assert read_page(cursor, body, NOW).next == expected
