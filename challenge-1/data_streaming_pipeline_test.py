@@ -7,6 +7,8 @@ second (the processor has to find that out), and fails 15 % of them. Imported, i
 import argparse
 import asyncio
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from commands import configure_logs
@@ -50,19 +52,20 @@ class Outcome:
         ]  # fmt: skip
 
 
-async def scenario(seconds: float = SECONDS, seed: int = 7) -> Outcome:
+async def scenario(
+    seconds: float = SECONDS, seed: int = 7, clock: Callable[[], float] = time.monotonic
+) -> Outcome:
     """Run it."""
-    downstream = DownstreamAPI(seed=seed)
+    downstream = DownstreamAPI(seed=seed, clock=clock)
     streams = [data_stream(source, per_second=PER_SECOND, seed=seed) for source in SOURCES]
-    processor = StreamProcessor(streams, downstream)
+    processor = StreamProcessor(streams, downstream, clock=clock)
     samples = [0]
     running = asyncio.create_task(processor.run(seconds, drain_seconds=DRAIN_SECONDS))
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    while not running.done() and loop.time() - began < seconds:
+    began = clock()
+    while not running.done() and clock() - began < seconds:
         samples.append(processor.metrics.backlog_size)
         await asyncio.wait({running}, timeout=SAMPLE_SECONDS)
-    took, processed = loop.time() - began, processor.metrics.total_processed
+    took, processed = clock() - began, processor.metrics.total_processed
     backlog = processor.metrics.backlog_size
     metrics = await running
     return Outcome(metrics, processed, took, backlog, samples, len(downstream.accepted))

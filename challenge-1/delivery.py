@@ -124,13 +124,13 @@ class StreamProcessor:
         readers = [asyncio.create_task(self._read(each, deliveries)) for each in self.streams]
         try:
             if readers:
-                done, _ = await asyncio.wait(readers, timeout=seconds)
-                self._measure()
-                for reader in done:
-                    reader.result()
+                await asyncio.wait(readers, timeout=seconds)
             await _ended(readers)
             if deliveries:
                 await asyncio.wait(deliveries, timeout=drain_seconds)
+            for reader in readers:  # a stream that broke is told once the others' records are safe
+                if not reader.cancelled():
+                    reader.result()
         finally:
             await _ended([*readers, *deliveries])
             self._measure()
