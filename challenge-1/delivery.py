@@ -9,18 +9,28 @@
 delivers the messages of a queue topic as a named consumer, with the service running or stopped.
 """
 
+import argparse
 import asyncio
 import inspect
+import sqlite3
+import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 import structlog
 from pydantic import ValidationError
+from topics import TOPICS, Item, Topics
 
+from commands import configure_logs, on_stop_signals
+from forwarding import DeadLetterFile, HttpDownstream, TopicForwarder, identity_of
+from holder import Held, Holder
 from records import ProcessedRecord
 from resilience import (
     Breaker,
@@ -31,6 +41,9 @@ from resilience import (
     RateLimiter,
     Slot,
 )
+from settings import Settings
+from spool import QueueError, make_directory
+from storage import StoreError
 from streaming_test_framework import PipelineMetrics, StreamData
 
 log = structlog.stdlib.get_logger("delivery")
@@ -39,6 +52,7 @@ ATTEMPTS: Final = 7  # of a record: at 15 % failures one in 600,000 is given up
 BREAKER_FAILURES: Final = 10  # in a row: not bad luck any more
 GUARD_SECONDS: Final = 0.02
 KEPT_DEAD_LETTERS: Final = 10_000
+PROGRESS_SECONDS: Final = 2.0
 
 
 class Downstream(Protocol):
@@ -60,7 +74,7 @@ class DeadRecord:
 
 def delivery_guard(
     rate_limit: float | None, *, clock: Clock = time.monotonic, attempts: int = ATTEMPTS,
-    call_seconds: float = 10.0, patient: bool = False,
+    call_seconds: float = 10.0,
 ) -> Guard:  # fmt: skip
     """A guard for deliveries; without a rate it is found from the 429s."""
     limiter = (
@@ -69,7 +83,7 @@ def delivery_guard(
         else RateLimiter(rate_limit, guard_seconds=GUARD_SECONDS, clock=clock)
     )
     breaker = Breaker(BREAKER_FAILURES, 1.0, clock=clock)
-    return Guard(limiter, breaker, attempts=attempts, call_seconds=call_seconds, patient=patient)
+    return Guard(limiter, breaker, attempts=attempts, call_seconds=call_seconds)
 
 
 class StreamProcessor:
@@ -229,3 +243,149 @@ async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
         task.cancel()
     if running:
         await asyncio.wait(running)
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+class ConsumedTopic:
+    """A topic of the message queue as one consumer reads it."""
+
+    def __init__(self, topics: Topics, topic: str, consumer: str) -> None:
+        self._topics = topics
+        self._topic = topic
+        self._consumer = consumer
+
+    def read(self, offset: int, limit: int) -> Sequence[Item]:
+        """The messages from an offset on."""
+        return self._topics.read(self._topic, offset, limit=limit).items
+
+    def position(self) -> int:
+        """The offset the consumer has committed."""
+        return self._topics.position(self._topic, self._consumer)
+
+    def commit(self, offset: int) -> None:
+        """Move it, durably."""
+        self._topics.commit(self._topic, self._consumer, offset)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Deliver a topic until told to stop; 0 then, 2 when it cannot start, 1 when it broke."""
+    options = _parser().parse_args(arguments)
+    configure_logs("ERROR" if options.quiet else "INFO")
+    try:
+        asyncio.run(_forward(options, _checked(options)))
+    except (ValueError, StoreError, QueueError, Held) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (OSError, sqlite3.Error) as error:
+        print(f"The delivery ended: {error}. What was decided is committed.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    settings = Settings()
+    parser = argparse.ArgumentParser(
+        description="Deliver the messages of a topic of the queue: one POST each.",
+        epilog="The data is that of DB_PATH and QUEUE_DIR, whether the service runs or not. Every "
+        "message has an Idempotency-Key that stays the same when it is sent again.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--topic", choices=TOPICS, required=True)
+    parser.add_argument("--to", required=True, metavar="URL")
+    parser.add_argument("--consumer", default="delivery", help="whose offset moves (%(default)s)")
+    parser.add_argument("--rate-limit", type=float, metavar="N",
+                        help="calls per second (default: found from the 429s)")  # fmt: skip
+    parser.add_argument("--header", action="append", default=[], metavar="'Name: value'",
+                        help="sent with every message")  # fmt: skip
+    parser.add_argument("--until-empty", action="store_true", help="end when all is delivered")
+    parser.add_argument("--quiet", action="store_true", help="no progress; only errors")
+    parser.add_argument("--db", type=Path, default=settings.db_path, help="DB_PATH (%(default)s)")
+    parser.add_argument("--queue", type=Path, default=settings.queue_dir,
+                        help="QUEUE_DIR (%(default)s)")  # fmt: skip
+    return parser
+
+
+def _checked(options: argparse.Namespace) -> dict[str, str]:
+    """The headers to send; raises ValueError for options that make no sense."""
+    parts = urlsplit(options.to)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("--to needs an absolute http or https URL.")
+    if options.rate_limit is not None and not 0 < options.rate_limit <= 10_000:
+        raise ValueError("--rate-limit is a number of calls per second, up to 10,000.")
+    return dict(_header(text) for text in options.header)
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise ValueError("--header needs the form 'Name: value'.")
+    return name.strip(), value.strip()
+
+
+async def _forward(options: argparse.Namespace, headers: Mapping[str, str]) -> None:
+    with ExitStack() as stack:
+        topics = stack.enter_context(Topics.open(options.db, options.queue))
+        topic = ConsumedTopic(topics, options.topic, options.consumer)
+        position, end = topic.position(), topics.state(options.topic).next
+        if position > end:
+            raise ValueError(
+                f"The consumer {options.consumer} stands at {position:,}, but the topic ends at "
+                f"{end:,}: DB_PATH and QUEUE_DIR do not belong together."
+            )
+        kept = options.queue / "undelivered"
+        make_directory(kept)
+        name = f"{options.topic}-{options.consumer}"
+        stack.callback(_only_one(kept / f"{name}.lock", options.consumer).release)
+        async with HttpDownstream(options.to, headers=headers) as downstream:
+            forwarder = TopicForwarder(
+                topic,
+                downstream,
+                DeadLetterFile(kept / f"{name}.ndjson"),
+                prefix=f"{identity_of(options.db)}-{options.topic}",
+                rate_limit=options.rate_limit,
+            )
+            on_stop_signals(lambda _: forwarder.stop())
+            await _run(forwarder, options)
+
+
+def _only_one(path: Path, consumer: str) -> Holder:
+    try:
+        return Holder(path)
+    except Held:
+        raise ValueError(
+            f"The consumer {consumer} is at work already; give this one another --consumer."
+        ) from None
+
+
+async def _run(forwarder: TopicForwarder, options: argparse.Namespace) -> None:
+    progress = None if options.quiet else asyncio.create_task(_progress(forwarder))
+    try:
+        await forwarder.run(until_empty=options.until_empty)
+    finally:
+        if progress is not None:
+            progress.cancel()
+            print(_figures(forwarder), flush=True)
+
+
+async def _progress(forwarder: TopicForwarder) -> None:
+    shown = ""
+    while True:
+        await asyncio.sleep(PROGRESS_SECONDS)
+        if (figures := _figures(forwarder)) != shown:
+            shown = figures
+            print(figures, flush=True)
+
+
+def _figures(forwarder: TopicForwarder) -> str:
+    tally = forwarder.guard.tally
+    return (
+        f"{forwarder.delivered} delivered, {forwarder.waiting} waiting, {forwarder.dead} given up, "
+        f"{tally.retries} retries, {tally.limited} times over the limit, breaker "
+        f"{forwarder.guard.breaker.state}, offset {forwarder.position}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

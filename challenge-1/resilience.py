@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -382,8 +382,9 @@ class Tally:
 class Guard:
     """Calls one service: breaker, rate, deadline, retries.
 
-    With `patient`, a failed probe is the service's fault and not the item's: it costs the item no
-    attempt, so that an outage of any length uses up nobody's attempts.
+    A probe that fails with one of the `patient_with` kinds (no connection, 503) is the service's
+    fault and not the item's: it costs the item no attempt, so that an outage of any length uses up
+    nobody's attempts.
     """
 
     def __init__(
@@ -394,7 +395,7 @@ class Guard:
         attempts: int = 1 + len(RETRY_SECONDS),
         call_seconds: float = 5.0,
         longest_pause_seconds: float = 30.0,
-        patient: bool = False,
+        patient_with: Container[str] = (),
         log: Any = None,
     ) -> None:
         self.limiter = limiter
@@ -402,7 +403,7 @@ class Guard:
         self.attempts = attempts
         self.call_seconds = call_seconds
         self.longest_pause_seconds = longest_pause_seconds
-        self.patient = patient
+        self.patient_with = patient_with
         self.tally = Tally()
         self._log = log or structlog.stdlib.get_logger("guard")
 
@@ -435,7 +436,7 @@ class Guard:
         raise AssertionError  # the schedule raises the last failure
 
     async def _attempt(self, send: Callable[[Slot], Awaitable[T]]) -> T:
-        """One attempt: as many calls as 429s (and, if patient, failed probes) make of it."""
+        """One attempt: as many calls as 429s and patience make of it."""
         breaker, limiter, tally = self.breaker, self.limiter, self.tally
         while True:
             ticket, slot = await self._enter()
@@ -456,7 +457,7 @@ class Guard:
                 limiter.succeeded(slot)
                 was_probe = breaker.is_probe(ticket)
                 breaker.failure(ticket)
-                if not (self.patient and was_probe):
+                if not (was_probe and failure.kind in self.patient_with):
                     raise failure from error
             except Refused as refusal:
                 tally.failures[refusal.kind] += 1

@@ -384,7 +384,9 @@ class TestGuard:
 
     def test_if_patient_an_outage_of_any_length_uses_up_no_attempts(self) -> None:
         async def scenario() -> tuple[list[float], Any]:
-            return await timed(guard(patient=True), [*[Failed("connect", "")] * 20, "done"])
+            return await timed(
+                guard(patient_with={"connect"}), [*[Failed("connect", "")] * 20, "done"]
+            )
 
         times, result = run(scenario())
 
