@@ -12,7 +12,6 @@ from itertools import chain
 from math import fsum
 from typing import Annotated, Any, Final
 
-import msgspec
 from msgspec import Meta, Struct
 
 from sketches import Quantiles, count_distinct, join_distinct
@@ -240,8 +239,8 @@ def deltas_of(
         for delta in found.values():
             for columns in (delta.samples, delta.values):
                 for name, numbered in columns.items():
-                    numbered.sort(key=_number)
-                    columns[name] = [value for _, value in numbered]
+                    pairs: list[Any] = sorted(numbered, key=_number)
+                    columns[name] = [value for _, value in pairs]
     return list(found.values())
 
 

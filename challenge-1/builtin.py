@@ -100,9 +100,7 @@ def _normalise(found: Iterable[SourceEvent], horizon: int) -> int:
                         "A name in `data` is too long: at most 256 characters are kept."
                     )
         if members > MAX_MEMBERS:
-            raise ValueError(
-                "There are too many numbers in `data`: at most 32 members are kept."
-            )
+            raise ValueError("There are too many numbers in `data`: at most 32 members are kept.")
         moment = event.timestamp
         event.at = NO_TIME if moment is None else micros(moment)
         if event.at > horizon:
@@ -154,4 +152,4 @@ def _summarise(bucket: tuple[list[None], Members]) -> Summary:
     return Summary(len(counter), {name: measure(values) for name, values in members.items()})
 
 
-PROJECTIONS: Final = {each.name: each for each in (webhook(), events())}
+PROJECTIONS: Final = {each.name: each for each in (webhook(), events())}  # with their defaults

@@ -308,7 +308,7 @@ def compile_spec(
         "UNSET": UNSET, "NO_TIME": NO_TIME, "micros": micros, "too_early": too_early,
         "plain_group": plain_group, "Folded": Folded, "deltas_of": deltas_of, "judge": judge,
         "place": place, "session_delta": session_delta, "summarise": _summariser(columns, window),
-        "source_of": (lambda group: str(group[source_at])) if by_source else (lambda group: ""),
+        "source_of": (lambda group: str(group[source_at])) if by_source else (lambda _: ""),
     }  # fmt: skip
     groups = [leaves[spec.select[alias]] for alias in spec.group_by]
     time = leaves.get(spec.event_time) if spec.event_time else None
@@ -368,7 +368,9 @@ def _columns(spec: PipelineSpec, leaves: dict[str, _Leaf]) -> list[_Column]:
     for each in spec.aggregates:
         if each.field is None:
             continue
-        column = columns.setdefault(each.field, _Column(each.field, leaves[spec.select[each.field]]))
+        column = columns.setdefault(
+            each.field, _Column(each.field, leaves[spec.select[each.field]])
+        )
         column.measured |= each.op in ("sum", "avg", "min", "max")
         column.extremes |= each.op in ("min", "max")
         column.quantiles |= each.op in ("p50", "p95", "p99")
@@ -439,12 +441,12 @@ def _normalise_source(
             code += ["        elif m is UNSET or m is None:", "            t = NO_TIME"]
         code += ["        else:", "            t = micros(m)",
                  "        if t > horizon:", "            raise too_early()"]  # fmt: skip
-    tests = []
-    for number, (leaf, condition) in enumerate(
-        (leaf, condition) for leaf in leaves.values() for condition in leaf.conditions
-    ):
-        names[f"test{number}"] = test_of(condition)
-        tests.append(f"test{number}({leaf.place})")
+    tests: list[str] = []
+    for leaf in leaves.values():
+        for condition in leaf.conditions:
+            test = f"test{len(tests)}"
+            names[test] = test_of(condition)
+            tests.append(f"{test}({leaf.place})")
     if tests:
         code += [f"        if not ({' and '.join(tests)}):", "            event.at = None",
                  "            filtered += 1", "            continue"]  # fmt: skip
@@ -462,8 +464,10 @@ def _normalise_source(
                  f"        found.append(str({place_}))", "    return found"]  # fmt: skip
     if "source" in spec.group_by:
         place_ = leaves[spec.select["source"]].place
-        code += ["", "def sources(events):", "    found = []", "    for event in events:", *walk,
-                 f"        found.append(str(plain_group({place_})))", "    return found"]  # fmt: skip
+        code += [
+            "", "def sources(events):", "    found = []", "    for event in events:", *walk,
+            f"        found.append(str(plain_group({place_})))", "    return found",
+        ]  # fmt: skip
     return "\n".join(code)
 
 
@@ -489,8 +493,10 @@ def _fold_source(
     else:
         code += ["    rows = {}", "    data = {}", "    get = rows.get"]
     if not by_source and panes:
-        code += ["    clock = windows.clock('')", "    latest = clock.latest",
-                 "    open_from = clock.open_from", "    next_close = clock.next_close"]  # fmt: skip
+        code += [
+            "    clock = windows.clock('')", "    latest = clock.latest",
+            "    open_from = clock.open_from", "    next_close = clock.next_close",
+        ]  # fmt: skip
     elif window.kind == "none":
         code += ["    clock = windows.clock('')", "    i = 0"]
     if numbered:
@@ -563,9 +569,7 @@ def _fold_source(
     return "\n".join(code)
 
 
-def _appends(
-    columns: list[_Column], window: Window, append: Callable[[int], str]
-) -> Iterable[str]:
+def _appends(columns: list[_Column], window: Window, append: Callable[[int], str]) -> Iterable[str]:
     for number, column in enumerate(columns, 1):
         entry = "x"
         if window.kind == "sliding" and _is_numbered(column, True):

@@ -108,4 +108,3 @@ def join_distinct(one: bytes, two: bytes) -> bytes:
 def distinct(sketch: bytes) -> int:
     """How many different values a sketch has seen, about."""
     return round(_library().hll_sketch.deserialize(sketch).get_estimate()) if sketch else 0
-

@@ -18,6 +18,26 @@ Scalar = str | bool | int | float | None
 NUMERIC: Final = frozenset({"sum", "avg", "min", "max", "p50", "p95", "p99"})
 
 
+SPEC_EXAMPLE: Final[dict[str, Any]] = {
+    "select": {"shop": "shop.name", "amount": "order.amount", "state": "order.state"},
+    "where": [{"field": "state", "cmp": "in", "value": ["paid", "sent"]}],
+    "event_time": "order.at",
+    "event_id": "order.id",
+    "group_by": ["shop"],
+    "aggregates": [
+        {"op": "count"},
+        {"op": "sum", "field": "amount"},
+        {"op": "p95", "field": "amount"},
+    ],
+    "window": {
+        "kind": "tumbling",
+        "size_seconds": 60,
+        "out_of_order_seconds": 5,
+        "allowed_lateness_seconds": 3600,
+    },
+}
+
+
 class Condition(BaseModel):
     """One condition on an alias; an event has to fulfil all of them to be counted."""
 
@@ -99,26 +119,7 @@ class PipelineSpec(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={
-            "example": {
-                "select": {"shop": "shop.name", "amount": "order.amount", "state": "order.state"},
-                "where": [{"field": "state", "cmp": "in", "value": ["paid", "sent"]}],
-                "event_time": "order.at",
-                "event_id": "order.id",
-                "group_by": ["shop"],
-                "aggregates": [
-                    {"op": "count"},
-                    {"op": "sum", "field": "amount"},
-                    {"op": "p95", "field": "amount"},
-                ],
-                "window": {
-                    "kind": "tumbling",
-                    "size_seconds": 60,
-                    "out_of_order_seconds": 5,
-                    "allowed_lateness_seconds": 3600,
-                },
-            }
-        },
+        json_schema_extra={"example": SPEC_EXAMPLE},
     )
 
     select: Annotated[dict[Alias, DottedPath], Field(min_length=1, max_length=64)]

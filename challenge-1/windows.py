@@ -1,4 +1,4 @@
-"""When an event counts, and when it came too late: windows, watermarks, sessions, the bound on groups.
+"""When an event counts, and when it came too late: windows, watermarks, sessions, bounded groups.
 
 Pure logic: no I/O and no clock, and everything is decided event by event in the order of the log.
 So a replay gives the same rows at any speed, however the events were batched. All times are
