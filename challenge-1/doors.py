@@ -8,34 +8,36 @@ from typing import Any, Final
 
 import structlog
 
-from utils import PIPELINES, Busy, KeyReused, Pipeline, QueueRefused, Receipt, StoreRefused
+from resilience import CallError
+from utils import (
+    Busy,
+    KeyReused,
+    Pipeline,
+    PipelineConflict,
+    PipelineUnknown,
+    QueueRefused,
+    Receipt,
+    StoreRefused,
+)
 
 log = structlog.stdlib.get_logger("door")
 
 REFUSED_SECONDS: Final = 2.0  # before a disk that refused is asked again
 
 
-class UnknownPipeline(ValueError):
-    """There is no pipeline of this name."""
-
-
 class PipelineDoor:
     """Sends batches of events into one pipeline; waits while it is busy or its disk refuses."""
 
     def __init__(self, pipeline: Pipeline, name: str) -> None:
-        """Raises UnknownPipeline."""
-        if name not in PIPELINES:
-            raise UnknownPipeline(
-                f"There is no pipeline {name!r}; there are: {', '.join(PIPELINES)}."
-            )
+        """Raises PipelineUnknown."""
+        pipeline.projection(name)
         self._pipeline = pipeline
         self._name = name
-        self._spec = PIPELINES[name]
         self._counts: Counter[str] = Counter()
 
     async def send(self, key: str, events: list[dict[str, Any]]) -> None:
         """Make them durable in one body, once for this key; what the pipeline refuses is kept in
-        its dead letters.
+        its dead letters. Raises CallError when it was deleted.
         """
         body = b"".join(json.dumps(event).encode() + b"\n" for event in events)
         while True:
@@ -43,6 +45,10 @@ class PipelineDoor:
                 receipt, repeated = await self._put(key, body)
             except Busy as busy:
                 await asyncio.sleep(busy.retry_after)
+            except PipelineConflict:  # put anew meanwhile: nothing was kept, the new one takes it
+                continue
+            except PipelineUnknown:
+                raise CallError("pipeline", "The pipeline was deleted meanwhile.") from None
             except (QueueRefused, StoreRefused) as error:
                 log.warning("door_refused", pipeline=self._name, error=str(error))
                 await asyncio.sleep(REFUSED_SECONDS)
@@ -61,8 +67,9 @@ class PipelineDoor:
     async def _put(self, key: str, body: bytes) -> tuple[Receipt, bool]:
         pipeline = self._pipeline
         pipeline.admit()
-        reader = pipeline.reader(self._spec, "ndjson")
-        intake = pipeline.intake(self._spec)
+        projection = pipeline.projection(self._name)
+        reader = pipeline.reader(projection, "ndjson")
+        intake = pipeline.intake(projection)
         digests = (
             pipeline.digest(f"{self._name} {key}"),
             hashlib.blake2b(body, digest_size=16).digest(),

@@ -27,13 +27,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from applier import Retention
 from commands import EXIT_CODES, configure_logs, on_stop_signals
-from doors import PipelineDoor, UnknownPipeline
+from doors import PipelineDoor
 from fetch_settings import ConfigurationError, Loaded, Source, add_flags, load, origin
 from fetching import FetchRun, NothingToResume
 from holder import Held, Holder
 from settings import Settings
-from utils import Pipeline, QueueError, StoreError
+from utils import Pipeline, PipelineUnknown, QueueError, StoreError
 
 PLAIN_SECONDS: Final = 2.0  # between lines of progress when piped
 LIVE_PER_SECOND: Final = 8
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         return asyncio.run(_fetch(loaded, options))
     except ConfigurationError as error:
         print(f"The configuration cannot be used:\n{error}", file=sys.stderr)
-    except (CannotStart, NothingToResume, UnknownPipeline) as error:
+    except (CannotStart, NothingToResume, PipelineUnknown) as error:
         print(error, file=sys.stderr)
     except (Held, StoreError, QueueError) as error:
         print(f"{error} To send into a pipeline that is being served, POST /fetch/runs there.",
@@ -145,6 +146,9 @@ async def _pipeline() -> AsyncIterator[Pipeline]:
         max_event_bytes=service.max_event_bytes,
         backlog_max_bytes=service.backlog_max_bytes,
         dedupe_keys=service.dedupe_keys,
+        max_keys=service.max_keys,
+        max_future_seconds=service.max_future_seconds,
+        retention=Retention(service.queue_retain_days * 86_400, service.queue_max_bytes),
         parser=service.parser,
     )
     async with pipeline:

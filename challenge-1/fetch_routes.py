@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 import web
-from doors import PipelineDoor, UnknownPipeline
+from doors import PipelineDoor
 from fetch_settings import ConfigurationError, FetchSettings, load
 from fetching import FetchRun, NothingToResume
 from holder import Held, Holder
@@ -31,7 +31,7 @@ TAG: Final = {"name": "fetch", "description": "Products in, from APIs that fail 
 class RunRequest(BaseModel):
     """What to fetch; everything has a default."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"timeout": 30}})
+    model_config = ConfigDict(extra="forbid")
 
     sources: list[str] | None = Field(
         default=None, min_length=1, max_length=100, description="Names out of the configuration."
@@ -144,6 +144,7 @@ def runs_of(request: Request) -> Runs:
     summary="Begin to fetch",
     operation_id="fetch_runs_start",
     responses=web.problems(403, 404, 409, 413, 415, 422, 503),
+    openapi_extra={"requestBody": {"content": {"application/json": {"example": {"timeout": 30}}}}},
 )
 async def start(request: Request, response: Response, wanted: RunRequest) -> RunAnswer:
     """Fetch from the configured sources in the background; 409 while another run goes on."""
@@ -166,8 +167,6 @@ async def start(request: Request, response: Response, wanted: RunRequest) -> Run
             lock,
             request.app.state.stopping,
         )
-    except UnknownPipeline as error:
-        raise web.Problem(404, str(error)) from None
     except NothingToResume:
         raise web.Problem(
             409, "There is no cut run over these sources; begin one without `resume`."
@@ -192,7 +191,9 @@ async def progress(
     request: Request,
     run_id: Annotated[
         str,
-        Path(max_length=64, description="Of a run of this process, or `latest`.", example="latest"),
+        Path(
+            max_length=64, description="Of a run of this process, or `latest`.", examples=["latest"]
+        ),
     ],
 ) -> RunAnswer:
     """Live figures per source; after the end also those of the summary, without its products."""

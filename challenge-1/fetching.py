@@ -48,7 +48,7 @@ class Door(Protocol):
     """Where products go besides the summary."""
 
     async def send(self, key: str, events: list[dict[str, Any]]) -> None:
-        """Make the events durable, once for this key however often it is called."""
+        """Make the events durable, once for this key however often it is called; or CallError."""
         ...
 
     def statistics(self) -> dict[str, Any]:
@@ -485,8 +485,10 @@ class FetchRun:
         }
         self._journal.add(line, sync=self._door is not None)
         fresh = self._keep(state, line, page.products)
-        if self._door is not None:
+        try:
             await self._send(f"{source.name} {item}", self._events(fresh))
+        except CallError as error:
+            raise self._note(state, item, error) from None
         return page
 
     async def _get(

@@ -22,11 +22,12 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
-from aggregation import Spec
+from projection import FromTheFuture, Projection
+from windows import FOREVER
 
 BLOCK_BYTES: Final = 128 * 1024
 MAX_DEPTH: Final = 64
-KEPT_BYTES: Final = 2048  # of a rejected record
+KEPT_BYTES: Final = 16 * 1024  # of a rejected record; a longer one cannot be replayed
 PIECE_BYTES: Final = 256 * 1024  # at most this much leaves the decompressor at once
 
 Form = Literal["ndjson", "json"]
@@ -37,10 +38,11 @@ class Rejected(Struct, array_like=True):
 
     line: int | None
     index: int | None
-    offset: int
-    code: str  # malformed, encoding, depth, shape, too_large
+    offset: int | None
+    code: str  # malformed, encoding, depth, shape, too_large, future; of the applier: late
     message: str
     raw: bytes
+    whole: bool = True  # these are all its bytes
 
 
 @dataclass
@@ -76,17 +78,36 @@ class _BadRecord(Exception):
         self.code = code
 
 
+def _rejected(
+    bad: _BadRecord, raw: bytes, offset: int, *, line: int | None = None, index: int | None = None
+) -> Rejected:
+    whole = len(raw) <= KEPT_BYTES
+    return Rejected(line, index, offset, bad.code, str(bad), raw[:KEPT_BYTES], whole)
+
+
 # --- one document -----------------------------------------------------------------------------
 
 
 class Decoder:
-    """One JSON document to one struct, by msgspec or (`engine="ijson"`) by ijson."""
+    """One JSON document to one struct, by msgspec or (`engine="ijson"`) by ijson.
 
-    def __init__(self, spec: Spec, engine: str = "msgspec") -> None:
-        self.spec = spec
+    `horizon` tells up to when an event time is believed, in microseconds.
+    """
+
+    def __init__(
+        self,
+        projection: Projection,
+        engine: str = "msgspec",
+        horizon: Callable[[], int] = lambda: FOREVER,
+    ) -> None:
+        self.projection = projection
+        self.horizon = horizon
+        self.levels = projection.levels
         self._decode = self._by_ijson if engine == "ijson" else self._by_msgspec
-        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(spec.shape)
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(projection.shape)
         self.decode_lines = None if engine == "ijson" else self._decoder.decode_lines
+        listed: Any = list[projection.shape]  # type: ignore[name-defined]
+        self.decode_array = None if engine == "ijson" else msgspec.json.Decoder(listed).decode
 
     def one(self, raw: bytes) -> Any:
         """Decode and check one document; raise _BadRecord."""
@@ -97,23 +118,44 @@ class Decoder:
         if too_deep(raw):
             raise _BadRecord("depth", f"The record is nested deeper than {MAX_DEPTH} levels.")
         event = self._decode(raw)
-        try:
-            self.spec.check(event)
-        except ValueError as error:
-            raise _BadRecord("shape", str(error)) from None
+        self._normalise(event)
         return event
 
-    def lines(self, body: bytes) -> list[Any]:
-        """Decode NDJSON that has been accepted before."""
-        return self._decoder.decode_lines(body) if body else []
+    def normalise(self, events: list[Any]) -> bool:
+        """Check what the struct cannot say; False when an event needs a closer look."""
+        try:
+            self.projection.normalise(events, self.horizon())
+        except ValueError:
+            return False
+        return True
+
+    def _normalise(self, event: Any) -> None:
+        try:
+            self.projection.normalise((event,), self.horizon())
+        except FromTheFuture as error:
+            raise _BadRecord("future", str(error)) from None
+        except ValueError as error:
+            raise _BadRecord("shape", str(error)) from None
+
+    def accepted(self, body: bytes, arrival: int) -> list[Any]:
+        """Decode NDJSON that has been accepted before; ValueError when the spec has changed."""
+        if not body:
+            return []
+        try:
+            events = self._decoder.decode_lines(body)
+        except msgspec.DecodeError as error:
+            raise ValueError(str(error)) from None
+        self.projection.normalise(events, FOREVER)
+        self.projection.arrived(events, arrival)
+        return events
 
     def convert(self, value: Any) -> Any:
         """The struct of a document that was parsed already; raise _BadRecord."""
         try:
-            event = msgspec.convert(value, self.spec.shape)
-            self.spec.check(event)
+            event = msgspec.convert(value, self.projection.shape)
         except (msgspec.ValidationError, ValueError) as error:
             raise _BadRecord("shape", _sentence(error)) from None
+        self._normalise(event)
         return event
 
     def _by_msgspec(self, raw: bytes) -> Any:
@@ -138,7 +180,10 @@ class Decoder:
             raise _malformed() from None
         if len(values) != 1:
             raise _malformed()
-        return self.convert(values[0])
+        try:
+            return msgspec.convert(values[0], self.projection.shape)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise _BadRecord("shape", _sentence(error)) from None
 
 
 _ANY_JSON: Final = msgspec.json.Decoder(msgspec.Raw)
@@ -208,9 +253,12 @@ class Reader:
     `offset` counts the decoded bytes seen. Holds at most one block and one event in memory.
     """
 
-    def __init__(self, decoder: Decoder, form: Form, *, max_event_bytes: int) -> None:
+    def __init__(
+        self, decoder: Decoder, form: Form, *, max_event_bytes: int, records: str = ""
+    ) -> None:
         self.decoder = decoder
         self.is_single = False  # the body turned out to be one object
+        self._records = records
         self._max = max_event_bytes
         self._form = form
         self._body: _Lines | _Array | _Single | None = None
@@ -262,9 +310,7 @@ class _Single:
             block.events.append(self._decoder.one(raw))
             block.lines.append(_one_line(raw))
         except _BadRecord as bad:
-            block.rejected.append(
-                Rejected(None, 0, self._offset, bad.code, str(bad), raw[:KEPT_BYTES])
-            )
+            block.rejected.append(_rejected(bad, raw, self._offset, index=0))
         yield block
 
 
@@ -337,16 +383,10 @@ class _Lines:
             return None
         if lines > 1 and len(body) > self._max and max(map(len, body.split(b"\n"))) > self._max:
             return None
-        check = self._decoder.spec.check
-        try:
-            for event in events:
-                check(event)
-        except ValueError:
-            return None
-        return Block(events=events, body=body)
+        return Block(events=events, body=body) if self._decoder.normalise(events) else None
 
     def _may_be_deep(self, body: bytes, lines: int) -> bool:
-        levels = self._decoder.spec.levels  # brackets that every valid event opens anyway
+        levels = self._decoder.levels  # brackets that every valid event opens anyway
         spare = body.count(b"{") + body.count(b"[") - levels * lines
         return spare > MAX_DEPTH - levels and any(map(too_deep, body.split(b"\n")))
 
@@ -364,9 +404,7 @@ class _Lines:
                     block.events.append(decode(text))
                     block.lines.append(text)
                 except _BadRecord as bad:
-                    block.rejected.append(
-                        Rejected(line, None, start, bad.code, str(bad), text[:KEPT_BYTES])
-                    )
+                    block.rejected.append(_rejected(bad, text, start, line=line))
             line += 1
             offset += len(raw) + 1
         return block
@@ -379,8 +417,9 @@ class _Lines:
         return _BadRecord("too_large", f"The line is longer than {self._max:,} bytes.")
 
     def _too_large(self, data: bytes) -> Rejected:
-        bad = self._oversize()
-        return Rejected(self._line, None, self._offset, bad.code, str(bad), data[:KEPT_BYTES])
+        letter = _rejected(self._oversize(), data, self._offset, line=self._line)
+        letter.whole = False
+        return letter
 
 
 class _Array:
@@ -440,9 +479,7 @@ class _Array:
             block.events.append(self._decoder.convert(value))
             block.lines.append(_one_line(raw))
         except _BadRecord as bad:
-            block.rejected.append(
-                Rejected(None, self._index, offset, bad.code, str(bad), raw[:KEPT_BYTES])
-            )
+            block.rejected.append(_rejected(bad, raw, offset, index=self._index))
         self._index += 1
 
     def _refusal(self) -> BodyError:
