@@ -148,6 +148,10 @@ def create_app(simulation: Simulation | None = None) -> FastAPI:
     async def seen() -> dict[str, Any]:
         return {name: simulation.seen(name) for name in (*NAMES, "downstream")}
 
+    @app.get("/downstream/accepted", include_in_schema=False)
+    async def accepted() -> dict[str, int]:
+        return simulation.accepted
+
     @app.post("/downstream/records")
     async def downstream(request: Request) -> Response:
         key = request.headers.get("idempotency-key", "")
@@ -239,9 +243,9 @@ class Misbehaving:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         name = scope.get("path", "").split("/")[1] if scope["type"] == "http" else ""
         simulation = self.simulation
-        behaviour = (
-            simulation.downstream if name == "downstream" else simulation.behaviours.get(name)
-        )
+        behaviour = simulation.behaviours.get(name)
+        if name == "downstream" and scope["method"] == "POST":
+            behaviour = simulation.downstream
         if behaviour is None:
             await self.app(scope, receive, send)
             return
@@ -374,6 +378,9 @@ def simulation_of(arguments: argparse.Namespace) -> Simulation:
         limit_per_second=arguments.limit_rps,
     )
     simulation = Simulation(seed=arguments.seed)
+    simulation.downstream = replace(
+        simulation.downstream, limit_per_second=arguments.downstream_rps
+    )
     for name in NAMES:
         count = arguments.products or simulation.behaviours[name].products
         simulation.behaviours[name] = replace(common, products=count)
@@ -407,6 +414,7 @@ def main() -> None:
     parser.add_argument("--hang-rate", type=float, default=0.0, help="share without an answer")
     parser.add_argument("--retry-after", default="1", help="what a 429 says")
     parser.add_argument("--limit-rps", type=int, default=0, help="enforced per endpoint")
+    parser.add_argument("--downstream-rps", type=int, default=10, help="of /downstream/records")
     parser.add_argument("--dead", action="append", default=[], metavar="NAME[:FIRST[-LAST]]",
                         help="answers 500 from its FIRST request on (to its LAST)")  # fmt: skip
     parser.add_argument("--with-parent", action="store_true", help="end when stdin is closed")

@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
-    products, seconds = (5, 1.5) if options.smoke else (100, options.seconds)
+    products, seconds = (5, 1.0) if options.smoke else (100, options.seconds)
     made = rows(products=products, seconds=seconds, rounds=options.rounds)
     print(json.dumps([asdict(each) for each in made]) if options.json else table(made))
 
