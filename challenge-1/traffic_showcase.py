@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from fetch import mock_servers, mock_sources
 from fetch_settings import FetchSettings
 from fetching import FetchRun
 from resilience import Breaker, Failed, Guard, Limited, RateLimiter, Slot, State
+from utils import Pipeline
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -193,6 +196,48 @@ def deliver(*, quick: bool, seed: int) -> None:
         if quick and "5/s" in text:
             continue  # two seconds are too short for the rate to mean anything
         claim(text, "met" if met else "missed", met)
+    if not quick:
+        _topic(60, 50)
+
+
+def _topic(windows: int, rate: int) -> None:
+    """Windows of the pipeline, posted one by one; ended in the middle, and gone on."""
+    asyncio.run(_close_windows(windows))
+    with mock_servers("--downstream-rps", str(rate)) as url:
+        first = _deliver(url)
+        while len(_accepted(url)) < windows // 3:
+            time.sleep(0.02)
+        first.terminate()
+        first.wait(10)
+        part = len(_accepted(url))
+        _deliver(url, "--until-empty").wait(60)
+        accepted = len(_accepted(url))
+    say(f"ended by SIGTERM after {part} of {windows} windows; then {accepted}")
+    claim("a topic is posted once per window, across SIGTERM", f"{accepted} of {windows}",
+          accepted == windows)  # fmt: skip
+
+
+async def _close_windows(count: int) -> None:
+    async with Pipeline(db_path="windows.db", queue_dir="windows.queue") as pipeline:
+        await pipeline.start_workers()
+        await asyncio.gather(*(
+            pipeline.ingest_q.put({"data": {"category": "a", "value": n, "quantity": 1,
+                                            "ts": 1_700_000_000 + 10 * n}})
+            for n in range(count + 1)
+        ))  # fmt: skip
+
+
+def _deliver(url: str, *options: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, str(FOLDER / "delivery.py"), "--topic", "aggregates", "--quiet",
+         "--to", f"{url}/downstream/records", *options],
+        env={**os.environ, "DB_PATH": "windows.db", "QUEUE_DIR": "windows.queue"},
+    )  # fmt: skip
+
+
+def _accepted(url: str) -> dict[str, int]:
+    found: dict[str, int] = httpx2.get(f"{url}/downstream/accepted").json()
+    return found
 
 
 def _quiet_logs() -> None:
