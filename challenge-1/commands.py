@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TextIO, cast
 
 import structlog
 
@@ -27,9 +27,21 @@ def configure_logs(level: str) -> None:
             else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(least),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())),
         cache_logger_on_first_use=False,
     )
+
+
+class _Stderr:
+    """Whatever sys.stderr is now: a live table takes its place, and shows lines above itself."""
+
+    def write(self, text: str) -> None:
+        """Write it there."""
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """Flush that."""
+        sys.stderr.flush()
 
 
 def on_stop_signals(stop: Callable[[signal.Signals], None]) -> None:

@@ -7,7 +7,8 @@
     python fetch.py --print-config      every key, its value, and where it came from
 
 Exit status: 0 the run went to its end (`partial` in the summary says whether something is missing),
-1 it was cut by --timeout, 2 it could not start, 130 and 143 it was ended by Ctrl-C or SIGTERM.
+1 it was cut by --timeout or brought nothing, 2 it could not start, 130 and 143 it was ended by
+Ctrl-C or SIGTERM.
 """
 
 import argparse
@@ -121,6 +122,10 @@ async def _fetch(loaded: Loaded, options: argparse.Namespace) -> int:
             _print_result(summary, settings.output_dir / "summary.json")
     if stopped_by:
         return EXIT_CODES[stopped_by[0]]
+    if summary["partial"] and not summary["products"]:
+        print("No source gave anything; are they running? `make mock-apis` starts those of the "
+              "shipped config.yaml, --mock starts its own.", file=sys.stderr)  # fmt: skip
+        return 1
     return 0 if summary["ended"] == "finished" else 1
 
 

@@ -6,11 +6,10 @@ fetched from where is configuration (config.yaml, PIPELINE_*), never part of a r
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import structlog
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Body, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -75,53 +74,50 @@ class RunAnswer(BaseModel):
 
 
 class Runs:
-    """The runs of this process, the limiters they share, and the one that goes on."""
+    """The runs of this process, the limiters they share, and the one that goes on.
+
+    Of a run that ended its figures are kept, not its products.
+    """
 
     def __init__(self) -> None:
         self.limiters: dict[str, RateLimiter] = {}
-        self._runs: OrderedDict[str, FetchRun] = OrderedDict()
+        self.active: FetchRun | None = None
+        self._ended: OrderedDict[str, RunAnswer] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
 
-    @property
-    def active(self) -> FetchRun | None:
-        """The run that goes on."""
-        return self.latest if self._task is not None and not self._task.done() else None
+    def find(self, run_id: str) -> RunAnswer | None:
+        """How far a run is, by its id; `latest` is one, too."""
+        if self.active is not None and run_id in ("latest", self.active.id):
+            return _answer(self.active)
+        if run_id == "latest":
+            return next(reversed(self._ended.values()), None)
+        return self._ended.get(run_id)
 
-    @property
-    def latest(self) -> FetchRun | None:
-        """The run that was begun last."""
-        return next(reversed(self._runs.values()), None)
-
-    def find(self, run_id: str) -> FetchRun | None:
-        """A run by its id; `latest` is one, too."""
-        return self.latest if run_id == "latest" else self._runs.get(run_id)
-
-    async def start(
-        self, make: Callable[[], FetchRun], lock: Holder, stopping: asyncio.Event
-    ) -> FetchRun:
+    def start(self, run: FetchRun, lock: Holder, stopping: asyncio.Event) -> None:
         """Begin it; raise NothingToResume. It ends by itself, or with the server."""
         try:
-            run = make()
             run.prepare()
         except BaseException:
             lock.release()
             raise
-        self._runs[run.id] = run
-        self._runs.move_to_end(run.id)
-        while len(self._runs) > KEPT_RUNS:
-            self._runs.popitem(last=False)
+        self.active = run
+        self._ended.pop(run.id, None)  # resumed
         self._task = asyncio.create_task(self._run(run, lock, stopping))
-        return run
 
     async def _run(self, run: FetchRun, lock: Holder, stopping: asyncio.Event) -> None:
         stop = asyncio.create_task(_cut_when(stopping, run))
         try:
             await run.run()
-        except OSError as error:
-            log.error("summary_not_written", run_id=run.id, reason=error.strerror)  # noqa: TRY400
+        except Exception as error:
+            # The boundary of a task nobody waits for: it is told here, or nowhere.
+            log.exception("run_failed", run_id=run.id, error=type(error).__name__)
         finally:
             stop.cancel()
             lock.release()
+            self.active = None
+            self._ended[run.id] = _answer(run)
+            while len(self._ended) > KEPT_RUNS:
+                self._ended.popitem(last=False)
 
 
 async def _cut_when(stopping: asyncio.Event, run: FetchRun) -> None:
@@ -146,7 +142,11 @@ def runs_of(request: Request) -> Runs:
     responses=web.problems(403, 404, 409, 413, 415, 422, 503),
     openapi_extra={"requestBody": {"content": {"application/json": {"example": {"timeout": 30}}}}},
 )
-async def start(request: Request, response: Response, wanted: RunRequest) -> RunAnswer:
+async def start(
+    request: Request,
+    response: Response,
+    wanted: Annotated[RunRequest, Body(default_factory=RunRequest)],
+) -> RunAnswer:
     """Fetch from the configured sources in the background; 409 while another run goes on."""
     runs = runs_of(request)
     if runs.active is not None:
@@ -162,11 +162,8 @@ async def start(request: Request, response: Response, wanted: RunRequest) -> Run
             door = PipelineDoor(request.app.state.pipeline, settings.pipeline)
         settings.output_dir.mkdir(parents=True, exist_ok=True)
         lock = Holder(settings.output_dir / "fetch.lock")
-        run = await runs.start(
-            lambda: FetchRun(settings, resume=wanted.resume, door=door, limiters=runs.limiters),
-            lock,
-            request.app.state.stopping,
-        )
+        run = FetchRun(settings, resume=wanted.resume, door=door, limiters=runs.limiters)
+        runs.start(run, lock, request.app.state.stopping)
     except NothingToResume:
         raise web.Problem(
             409, "There is no cut run over these sources; begin one without `resume`."
@@ -197,10 +194,10 @@ async def progress(
     ],
 ) -> RunAnswer:
     """Live figures per source; after the end also those of the summary, without its products."""
-    run = runs_of(request).find(run_id)
-    if run is None:
+    answer = runs_of(request).find(run_id)
+    if answer is None:
         raise web.Problem(404, "There is no such run here; the last 20 since the start are kept.")
-    return _answer(run)
+    return answer
 
 
 def _settings(wanted: RunRequest) -> FetchSettings:

@@ -342,6 +342,7 @@ class FetchRun:
             else:
                 await self._fetch_items(state, client, pool)
             state.is_finished = True
+            state.expected = len(state.done) + len(state.failed)
         except StillDown as error:
             state.faults[error.kind] += 1
             self._list(state, "*", error.kind, str(error))

@@ -112,8 +112,9 @@ class SourceClient:
         except httpx2.TimeoutException:
             raise Failed("timeout", "It did not answer in time.") from None
         except httpx2.HTTPError as error:
-            kind = "connect" if isinstance(error, httpx2.ConnectError) else "transport"
-            raise Failed(kind, f"The connection failed: {type(error).__name__}.") from error
+            if isinstance(error, httpx2.ConnectError):
+                raise Failed("connect", "Nothing takes connections there.") from error
+            raise Failed("transport", f"The connection broke: {type(error).__name__}.") from error
         except httpx2.InvalidURL:
             raise Refused("redirect", "It redirects to something that is no URL.") from None
 
