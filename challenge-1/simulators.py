@@ -379,7 +379,10 @@ def simulation_of(arguments: argparse.Namespace) -> Simulation:
     )
     simulation = Simulation(seed=arguments.seed)
     simulation.downstream = replace(
-        simulation.downstream, limit_per_second=arguments.downstream_rps
+        simulation.downstream,
+        limit_per_second=arguments.downstream_rps,
+        failure_rate=arguments.downstream_failure_rate * 2 / 3,
+        lost_rate=arguments.downstream_failure_rate / 3,
     )
     for name in NAMES:
         count = arguments.products or simulation.behaviours[name].products
@@ -415,6 +418,8 @@ def main() -> None:
     parser.add_argument("--retry-after", default="1", help="what a 429 says")
     parser.add_argument("--limit-rps", type=int, default=0, help="enforced per endpoint")
     parser.add_argument("--downstream-rps", type=int, default=10, help="of /downstream/records")
+    parser.add_argument("--downstream-failure-rate", type=float, default=0.15,
+                        help="of it; a third of them after it accepted")  # fmt: skip
     parser.add_argument("--dead", action="append", default=[], metavar="NAME[:FIRST[-LAST]]",
                         help="answers 500 from its FIRST request on (to its LAST)")  # fmt: skip
     parser.add_argument("--with-parent", action="store_true", help="end when stdin is closed")

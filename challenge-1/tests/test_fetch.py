@@ -96,7 +96,7 @@ class TestCommand:
     def test_with_its_own_servers_it_brings_300_products_while_one_source_fails(self) -> None:
         started = time.monotonic()
         code, out, err = fetch(
-            "--mock", "--rate-limit", "30", PIPELINE_BREAKER_RECOVERY_SECONDS="0.3"
+            "--mock", "--rate-limit", "40", PIPELINE_BREAKER_RECOVERY_SECONDS="0.1"
         )
 
         assert code == 0, err
@@ -159,6 +159,9 @@ class TestCommand:
         assert "Did you mean PIPELINE_TIMEOUT?" in err
         assert out.split()[:2] == ["timeout", "60"]
         assert fetch("--no-such-flag")[0] == 2
+        code, _, err = fetch("--timeout", "0.3")  # nobody serves what the shipped file names
+        assert (code, "mock-apis" in err) == (1, True)
+        Path("out/summary.json").unlink()
         code, _, err = fetch("--mock", "--pipeline", "nothing")
         assert (code, "There is no pipeline" in err) == (2, True)
         assert not Path("out/summary.json").exists()
@@ -245,15 +248,15 @@ class TestHostileUpstreams:
                                        "pages": "pages", "fields": {"id": "id", "name": "name"}})
                 for name in ("good", *expected)
             ],
-            rate_limit_rps=50, request_timeout=0.5, timeout=6.5, max_body_bytes=1024 * 1024,
-            breaker_recovery_seconds=0.05,
+            rate_limit_rps=50, request_timeout=0.4, timeout=3.5, max_body_bytes=1024 * 1024,
+            breaker_failures=1, breaker_recovery_seconds=0.05, breaker_patience=1,
         )  # fmt: skip
         before = psutil.Process().memory_info().rss
         started = time.monotonic()
 
         found = asyncio.run(FetchRun(settings).run())
 
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 5
         assert psutil.Process().memory_info().rss - before < 100e6
         assert found["ended"] == "timeout"
         assert found["partial"] is True
@@ -277,13 +280,13 @@ class TestTheRateAsTheServerSeesIt:
         rough = ("--failure-rate", "0.05", "--limited-rate", "0.02", "--dead", "corner:20-26")
         url = mock_apis(*rough, "--products", "100", "--latency-ms", "5-80")
         calm = mock_apis(*TAME, "--latency-ms", "30-120")
-        configure(url, timeout=8)
+        configure(url, timeout=6)
         hogs = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(os.cpu_count() or 2)]
         try:
             run = command("--quiet")
             Path("calm").mkdir()
             os.chdir("calm")
-            configure(calm, timeout=8)
+            configure(calm, timeout=6)
             other = command("--quiet")
             for process in (run, other):
                 process.communicate(timeout=60)
@@ -298,7 +301,7 @@ class TestTheRateAsTheServerSeesIt:
             assert seen[name]["requests"] >= 5
             assert seen[name]["worst_second"] <= 5
         assert saturated["worst_second"] == 5
-        assert saturated["requests"] >= 30
+        assert saturated["requests"] >= 22
         assert saturated["per_second"] >= 4.6
 
 
