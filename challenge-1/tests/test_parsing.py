@@ -348,7 +348,7 @@ def test_a_single_object_larger_than_an_event_is_413() -> None:
     assert refused.value.status == 413
 
 
-def test_without_ijson_lines_and_objects_work_and_arrays_name_the_package(
+def test_without_ijson_lines_and_documents_work_and_the_rest_names_the_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ijson", None)
@@ -356,7 +356,7 @@ def test_without_ijson_lines_and_objects_work_and_arrays_name_the_package(
     assert len(read(GOOD).events) == 1
     assert len(read(GOOD, "json").events) == 1
     with pytest.raises(BodyError, match="package ijson") as refused:
-        read(b"[]", "json")
+        read(b"[]", "json", engine="ijson")
     assert refused.value.status == 501
 
 
