@@ -8,6 +8,10 @@ from collections.abc import Callable
 from typing import Final, TextIO, cast
 
 import structlog
+from pydantic import ValidationError
+
+from fetch_settings import ConfigurationError
+from settings import Settings
 
 EXIT_CODES: Final = {signal.SIGINT: 130, signal.SIGTERM: 143}  # as a shell reports them
 
@@ -42,6 +46,15 @@ class _Stderr:
     def flush(self) -> None:
         """Flush that."""
         sys.stderr.flush()
+
+
+def service_settings() -> Settings:
+    """The settings of the service; ConfigurationError names every variable that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [f"{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors()]
+        raise ConfigurationError("\n".join(wrong)) from None
 
 
 def on_stop_signals(stop: Callable[[signal.Signals], None]) -> None:

@@ -26,9 +26,8 @@ from urllib.parse import urlsplit
 
 import structlog
 from pydantic import ValidationError
-from topics import TOPICS, Item, Topics
 
-from commands import configure_logs, on_stop_signals
+from commands import configure_logs, on_stop_signals, service_settings
 from forwarding import DeadLetterFile, HttpDownstream, TopicForwarder, identity_of
 from holder import Held, Holder
 from records import ProcessedRecord
@@ -41,10 +40,10 @@ from resilience import (
     RateLimiter,
     Slot,
 )
-from settings import Settings
 from spool import QueueError, make_directory
 from storage import StoreError
 from streaming_test_framework import PipelineMetrics, StreamData
+from topics import TOPICS, Item, Topics
 
 log = structlog.stdlib.get_logger("delivery")
 
@@ -271,9 +270,9 @@ class ConsumedTopic:
 
 def main(arguments: list[str] | None = None) -> int:
     """Deliver a topic until told to stop; 0 then, 2 when it cannot start, 1 when it broke."""
-    options = _parser().parse_args(arguments)
-    configure_logs("ERROR" if options.quiet else "INFO")
     try:
+        options = _parser().parse_args(arguments)
+        configure_logs("ERROR" if options.quiet else "INFO")
         asyncio.run(_forward(options, _checked(options)))
     except (ValueError, StoreError, QueueError, Held) as error:
         print(error, file=sys.stderr)
@@ -285,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    settings = Settings()
+    settings = service_settings()
     parser = argparse.ArgumentParser(
         description="Deliver the messages of a topic of the queue: one POST each.",
         epilog="The data is that of DB_PATH and QUEUE_DIR, whether the service runs or not. Every "

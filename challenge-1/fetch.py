@@ -29,12 +29,11 @@ from rich.live import Live
 from rich.table import Table
 
 from applier import Retention
-from commands import EXIT_CODES, configure_logs, on_stop_signals
+from commands import EXIT_CODES, configure_logs, on_stop_signals, service_settings
 from doors import PipelineDoor
 from fetch_settings import ConfigurationError, Loaded, Source, add_flags, load, origin
 from fetching import FetchRun, NothingToResume
 from holder import Held, Holder
-from settings import Settings
 from utils import Pipeline, PipelineUnknown, QueueError, StoreError
 
 PLAIN_SECONDS: Final = 2.0  # between lines of progress when piped
@@ -60,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.print_config:
             print("\n".join(loaded.lines()))
             return 0
-        configure_logs("ERROR" if options.quiet else Settings().log_level)
+        configure_logs("ERROR" if options.quiet else service_settings().log_level)
         return asyncio.run(_fetch(loaded, options))
     except ConfigurationError as error:
         print(f"The configuration cannot be used:\n{error}", file=sys.stderr)
@@ -141,7 +140,7 @@ def _one_at_a_time(directory: Path) -> Holder:
 @contextlib.asynccontextmanager
 async def _pipeline() -> AsyncIterator[Pipeline]:
     """The pipeline of the service, on the same data: DB_PATH and QUEUE_DIR."""
-    service = Settings()
+    service = service_settings()
     pipeline = Pipeline(
         service.queue_maxsize,
         service.window_secs,

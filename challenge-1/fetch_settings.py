@@ -26,7 +26,7 @@ SHIPPED_CONFIG = Path(__file__).with_name("config.yaml")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
-class ConfigurationError(Exception):
+class ConfigurationError(ValueError):
     """The settings cannot be used; the message has one line per fault."""
 
 

@@ -100,7 +100,14 @@ class Journal:
             raise NothingToResume(
                 f"There is no cut run in {self.path.parent}; start one without --resume."
             ) from None
-        lines = [json.loads(line) for line in whole.splitlines()]
+        try:
+            lines: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+        except ValueError:
+            lines = []
+        if not lines:
+            raise NothingToResume(
+                f"{self.path} is damaged; start a new run without --resume."
+            ) from None
         write_atomically(self.path, whole + b"\n")
         self._file = self.path.open("ab", buffering=0)
         return lines

@@ -304,6 +304,10 @@ class TestResuming:
         with pytest.raises(NothingToResume, match="other sources"):
             fetch(simulation(), sources=load().settings.sources[:1], resume=True)
         assert fetch(simulation(), resume=True)["summary"]["total"] == 360
+        for damaged in (b"", b"{}", b"{\n{}\n"):
+            Path("out/fetch.journal").write_bytes(damaged)
+            with pytest.raises(NothingToResume, match="damaged"):
+                fetch(simulation(), resume=True)
 
     def test_every_product_goes_through_the_door_once_across_cuts(self) -> None:
         door, served = FakeDoor(), simulation()
