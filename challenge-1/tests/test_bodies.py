@@ -10,7 +10,7 @@ import pytest
 
 from arrays import SplitArray
 from builtin import PROJECTIONS
-from decoding import Block, BodyError, Decoder
+from decoding import MAX_DEPTH, Block, BodyError, Decoder, Depths
 from ijson_bodies import IjsonArray
 from parsing import Reader
 
@@ -100,7 +100,7 @@ class TestArrays:
         body = bytearray(adversarial(chance))
         place = chance.randrange(1, len(body))
         body[place : place + 1] = chance.choice([b"", b"}", b",", b"]", b'"', b"\\"])
-        outcomes = []
+        outcomes: list[Any] = []
         for engine in ("msgspec", "ijson"):
             try:
                 outcomes.append(values(read(bytes(body), engine=engine, piece=7)))
@@ -150,7 +150,7 @@ class TestArrays:
         assert sum(len(block.events) for block in blocks) == 300
         rejected = [each for block in blocks for each in block.rejected]
         assert [each.index for each in rejected] == list(range(1, 600, 2))
-        assert all(body[each.offset : each.offset + 1] == b"5" for each in rejected)  # type: ignore[misc]
+        assert all(body[each.offset or 0 :][:1] == b"5" for each in rejected)
 
     def test_arrays_work_without_ijson_and_a_record_path_names_the_package(
         self, monkeypatch: pytest.MonkeyPatch
@@ -260,3 +260,22 @@ class TestRecords:
         body = b'{"numbers":[' + b"1," * 100_000 + b'1],"rows":[' + GOOD + b"]}"
 
         assert values(read(body, records="rows.item", piece=5000)) == [1.5]
+
+
+class TestDepths:
+    @pytest.mark.parametrize("seed", range(80))
+    def test_a_deep_record_is_found_among_shallow_ones_wherever_it_stands(self, seed: int) -> None:
+        chance = random.Random(seed)
+        depths = Depths(1)
+        records = []
+        for _ in range(chance.randrange(1, 60)):
+            depth = chance.choice([1, 2, 9, 30, MAX_DEPTH - 1])
+            records.append(b'{"a":' + b"[" * depth + b'"[{"' + b"]" * depth + b"}")
+        has_deep = chance.random() < 0.5
+        if has_deep:
+            deep = b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}"
+            records.insert(chance.randrange(len(records) + 1), deep)
+
+        array = b"[" + b",".join(records) + b"]"
+        assert depths.in_lines(b"\n".join(records), len(records)) == has_deep
+        assert depths.among(array, list(map(len, records))) == has_deep
