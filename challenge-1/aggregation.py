@@ -166,37 +166,32 @@ class Summary:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-Rows = dict[Any, Any]
+Buckets = dict[Any, dict[Any, Any]]  # by pane, then by group (a single part stands alone)
 Late = dict[Any, int]
 
 
-def judge(windows: Windows, clock: Clock, key: tuple[Any, ...], late: Late) -> Any:
-    """The key of an event whose pane has closed windows; None when it is too late for all.
+def judge(windows: Windows, clock: Clock, pane: int, group: Any, late: Late) -> Any:
+    """Where an event goes whose pane has closed windows; None when it is too late for all.
 
     Counts the correction of each closed window that still takes it. A pane whose oldest windows
-    are beyond lateness goes by the key (pane, how many those are).
+    are beyond lateness goes by (pane, how many those are).
     """
-    pane = key[0]
     cut, revised = windows.late_starts(clock, pane)
-    group = key[1:]
+    group = group if type(group) is tuple else (group,)
     for start in revised:
         late[start, group] = late.get((start, group), 0) + 1
     if not cut:
-        return key
-    if cut == len(windows.window.starts(pane)):
-        return None
-    return ((pane, cut), *group)
+        return pane
+    return None if cut == len(windows.window.starts(pane)) else (pane, cut)
 
 
 def place(
-    windows: Windows, key: tuple[Any, ...], source: str, clock: Clock, late: Late
-) -> tuple[Any, ...]:
-    """The key under which a new bucket is kept: its own, or that of the group `(other)`."""
-    pane = key[0] if type(key[0]) is int else key[0][0]
-    group = key[1:]
+    windows: Windows, pane: int, group: Group, source: str, clock: Clock, late: Late
+) -> Group:
+    """The group an event is counted in: its own, or `(other)` when there is no place left."""
     expiry = windows.expiry(pane)
     if not group or windows.place(group, source, expiry, windows.watermark(clock)):
-        return key
+        return group
     shared = other(len(group))
     for start in windows.late_starts(clock, pane)[1]:
         late[start, group] -= 1  # judged a moment ago
@@ -206,22 +201,45 @@ def place(
         late[start, shared] = late.get((start, shared), 0) + 1
     if source:
         windows.advance(clock, OTHER, pane * windows.window.pane)
-    return (key[0], *shared)
+    return shared
+
+
+def bucket(
+    windows: Windows,
+    data: Buckets,
+    where: Any,
+    group: Any,
+    source: str,
+    clock: Clock,
+    late: Late,
+    lists: int,
+) -> Any:
+    """The bucket of an event that found none: methods that append to the lists of its columns."""
+    pane = where if type(where) is int else where[0]
+    kept = place(windows, pane, group if type(group) is tuple else (group,), source, clock, late)
+    level = data.setdefault(where, {})
+    key = kept[0] if len(kept) == 1 else kept
+    row = level.get(key)
+    if row is None:
+        row = level[key] = tuple([].append for _ in range(lists))
+    return row
 
 
 def deltas_of(
     window: Window,
-    buckets: Iterable[tuple[Any, Any]],
+    data: Buckets,
     late: Late,
     summarise: Callable[[Any], Summary],
     source_of: Callable[[Group], str],
 ) -> list[Delta]:
     """The deltas of the buckets of panes: a window is the sum of its panes."""
     found: dict[Any, Delta] = {}
-    for key, bucket in buckets:
-        pane, cut = (key[0], 0) if type(key[0]) is int else key[0]
-        group = key[1:]
-        summary = summarise(bucket)
+    for where, key, row in (
+        (where, key, row) for where, level in data.items() for key, row in level.items()
+    ):
+        pane, cut = (where, 0) if type(where) is int else where
+        group = key if type(key) is tuple else (key,)
+        summary = summarise(row)
         for start in window.starts(pane)[cut:] if window.pane else (0,):
             delta = found.get((start, group))
             if delta is None:
@@ -249,12 +267,26 @@ def _number(numbered: Any) -> int:
     return number
 
 
-def session_delta(group: Group, session: Session, summary: Summary) -> Delta:
-    """What a batch adds to a session, which may have grown out of stored ones."""
-    return Delta(
-        session.start, session.end, group, session.source, summary.count, session.late,
-        summary.measures, summary.samples, summary.values, summary.counts, session.stored,
-    )  # fmt: skip
+def sessions_folded(
+    touched: Iterable[tuple[Group, Session]],
+    dropped: list[Any],
+    summarise: Callable[[Any], Summary],
+) -> Folded:
+    """What a batch adds to the sessions it touched; those that were joined go with the others."""
+    folded = Folded([], dropped=dropped)
+    for group, session in touched:
+        if session.columns is None:
+            continue
+        summary = summarise(tuple(column.append for column in session.columns))
+        folded.deltas.append(
+            Delta(
+                session.start, session.end, group, session.source, summary.count, session.late,
+                summary.measures, summary.samples, summary.values, summary.counts, session.stored,
+            )
+        )  # fmt: skip
+        folded.revised += session.late
+        session.columns, session.late, session.stored = None, 0, [session.start]
+    return folded
 
 
 def _add(delta: Delta, more: Summary) -> None:

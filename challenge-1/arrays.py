@@ -13,13 +13,13 @@ from typing import Final, Protocol
 import msgspec
 
 from decoding import (
-    MAX_DEPTH,
     RAW_ARRAY,
     TO_BRACKET,
     BadRecord,
     Block,
     BodyError,
     Decoder,
+    Depths,
     one_line,
     rejected,
     too_deep,
@@ -53,21 +53,18 @@ class SplitArray:
     def __init__(self, decoder: Decoder, max_event_bytes: int, offset: int) -> None:
         self._decoder = decoder
         self._max = max_event_bytes
-        self._buffer = b""
+        self._buffer = bytearray()  # begins with a bracket, the body's or one in place of a comma
         self._offset = offset  # of the buffer's first byte in the body
         self._index = 0
-        self._opened = False
         self._try_at = BLOCK_BYTES
         self._next_key: re.Pattern[bytes] | None = None  # what follows a cut, if it is a true one
+        self._deep = Depths(decoder.levels)
         self._slow: IjsonArray | None = None
 
     def feed(self, data: bytes) -> Iterator[Block]:
         """Yield blocks that end between two elements."""
-        if not self._opened:
-            data, self._opened = data[1:], True
-            self._offset += 1
         for start in range(0, len(data), BLOCK_BYTES):
-            piece = data[start : start + BLOCK_BYTES]
+            piece = data[start : start + BLOCK_BYTES] if len(data) > BLOCK_BYTES else data
             if self._slow is not None:
                 yield from self._slow.feed(piece)
                 continue
@@ -87,7 +84,7 @@ class SplitArray:
     def finish(self) -> Iterator[Block]:
         """Yield the last block, or say what is wrong with the array."""
         if self._slow is None:
-            block = self._decode((b"[" + self._buffer).rstrip(b" \t\r\n"))
+            block = self._decode(bytes(self._buffer).rstrip(b" \t\r\n"))
             if block is not None:
                 yield block
                 return
@@ -102,25 +99,33 @@ class SplitArray:
 
     def _give_over(self) -> Iterator[Block]:
         """Let ijson go on: it knows every boundary, and what is wrong where there is none."""
-        self._slow = IjsonArray(self._decoder, self._max, self._offset - 1, first=self._index)
-        buffer, self._buffer, self._try_at = self._buffer, b"", 0
-        yield from self._slow.feed(b"[" + buffer)
+        self._slow = IjsonArray(self._decoder, self._max, self._offset, first=self._index)
+        buffer, self._buffer = bytes(self._buffer), bytearray()
+        yield from self._slow.feed(buffer)
 
     def _cut(self) -> Block | None:
-        for cut in self._guesses():
-            block = self._decode(b"[%b]" % self._buffer[:cut])
-            if block is not None:
-                self._offset += cut + 1
-                self._buffer = self._buffer[cut + 1 :]
-                self._try_at = BLOCK_BYTES
-                return block
+        buffer = self._buffer
+        for comma in self._guesses():
+            buffer[comma] = 0x5D
+            with memoryview(buffer) as view:
+                text = bytes(view[: comma + 1])
+            block = self._decode(text)
+            if block is None:
+                buffer[comma] = 0x2C
+                continue
+            del buffer[:comma]
+            buffer[0] = 0x5B
+            self._offset += comma
+            self._try_at = BLOCK_BYTES
+            return block
         return None
 
     def _guesses(self) -> Iterator[int]:
-        """Places behind a `}` that a comma follows, from the end; the likely ones only."""
+        """Commas behind a `}`, from the end; the likely ones only."""
         buffer = self._buffer
-        if self._next_key is None and (found := _FIRST_KEY.match(buffer)):
+        if self._next_key is None and (found := _FIRST_KEY.match(buffer, 1)):
             self._next_key = re.compile(rb"\s*\{\s*" + re.escape(found[1]) + rb"\s*:")
+            del found  # it would hold the buffer
         place, given = len(buffer), 0
         for _ in range(LOOKS):
             place = buffer.rfind(b"},", 0, place)
@@ -152,13 +157,14 @@ class SplitArray:
 
     def _needs_care(self, text: bytes, count: int) -> bool:
         """Whether an element may be too deep or too large."""
-        levels = self._decoder.levels
-        spare = text.count(b"{") + text.count(b"[") - 1 - levels * count
-        if spare <= MAX_DEPTH - levels and len(text) <= self._max:
+        if len(text) <= self._max and self._deep.are_few(text, count):
             return False
-        return any(
-            len(raw) > self._max or too_deep(raw) for raw in map(bytes, RAW_ARRAY.decode(text))
-        )
+        sizes = [memoryview(raw).nbytes for raw in RAW_ARRAY.decode(text)]
+        if max(sizes, default=0) > self._max:
+            return True
+        if sum(sizes) + count + 1 != len(text):  # white space: places are not sums of sizes
+            return any(map(too_deep, map(bytes, RAW_ARRAY.decode(text))))
+        return self._deep.among(text, sizes)
 
     def _one_by_one(self, text: bytes) -> Block | None:
         try:
@@ -166,7 +172,7 @@ class SplitArray:
         except (msgspec.DecodeError, RecursionError):
             return None
         block = Block()
-        place = 1  # in the text, which begins a byte before the buffer
+        place = 1
         for raw in map(bytes, raws):
             place = SPACE_OR_COMMA.match(text, place).end()  # type: ignore[union-attr]
             if len(raw) > self._max:
@@ -179,9 +185,7 @@ class SplitArray:
                     raise nested_too_deep() from None
                 if bad.code == "encoding":
                     raise BodyError(400, "The body is not valid UTF-8.") from None
-                block.rejected.append(
-                    rejected(bad, raw, self._offset + place - 1, index=self._index)
-                )
+                block.rejected.append(rejected(bad, raw, self._offset + place, index=self._index))
             self._index += 1
             place += len(raw)
         return block

@@ -22,7 +22,8 @@ from aggregation import (
     micros,
     place,
 )
-from projection import NO_TIME, Projection, compile_spec, too_early
+from projection import Projection, compile_spec, too_early
+from shapes import NO_TIME
 from specs import PipelineSpec
 from windows import Window, Windows
 
@@ -113,28 +114,32 @@ Members = dict[str, list[float]]
 
 def _fold(found: Iterable[SourceEvent], windows: Windows) -> Folded:
     window = windows.window
-    pane, clocks = window.pane, windows.clocks
-    rows: dict[Any, tuple[list[None], Members]] = {}
+    size, clocks = window.pane, windows.clocks
+    data: dict[Any, dict[Any, tuple[list[None], Members]]] = {}
     late: dict[Any, int] = {}
     dropped: list[Any] = []
     for event in found:
         moment: Any = event.at
         source = event.source
+        group: Any = (source, event.event_type)
         clock = clocks.get(source) or windows.clock(source)
-        key: Any = (moment // pane, source, event.event_type)
-        if key[0] < clock.open_from:
-            key = judge(windows, clock, key, late)
-            if key is None:
+        pane = where = moment // size
+        if pane < clock.open_from:
+            where = judge(windows, clock, pane, group, late)
+            if where is None:
                 dropped.append(event)
                 continue
         if moment > clock.latest:
             clock.latest = moment
             if moment >= clock.next_close:
                 windows.passed(clock, source)
-        row = rows.get(key)
+        level = data.get(where)
+        if level is None:
+            level = data[where] = {}
+        row = level.get(group)
         if row is None:
-            key = place(windows, key, source, clock, late)
-            row = rows.setdefault(key, ([], {}))
+            group = place(windows, pane, group, source, clock, late)
+            row = level.setdefault(group, ([], {}))
         counter, members = row
         counter.append(None)
         for name, value in event.data.items():
@@ -143,7 +148,7 @@ def _fold(found: Iterable[SourceEvent], windows: Windows) -> Folded:
                 if values is None:
                     values = members[name] = []
                 values.append(float(value))
-    deltas = deltas_of(window, rows.items(), late, _summarise, lambda group: str(group[0]))
+    deltas = deltas_of(window, data, late, _summarise, lambda group: str(group[0]))
     return Folded(deltas, sum(late.values()), dropped)
 
 

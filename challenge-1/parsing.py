@@ -7,6 +7,7 @@ nothing. `Reader.feed` takes bytes as they come and yields `Block`s; `Reader.fin
 
 import zlib
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Final, Literal
 
 import msgspec
@@ -14,11 +15,11 @@ import msgspec
 from arrays import Body, Documents, SplitArray
 from decoding import (
     KEPT_BYTES,
-    MAX_DEPTH,
     BadRecord,
     Block,
     BodyError,
     Decoder,
+    Depths,
     Rejected,
     lone_surrogate,
     one_line,
@@ -33,6 +34,8 @@ __all__ = [
 ]  # fmt: skip
 
 PIECE_BYTES: Final = 256 * 1024  # at most this much leaves the decompressor at once
+
+LONG_BYTES: Final = 200  # lines this long are split to be looked at, shorter ones are counted
 
 Form = Literal["ndjson", "json"]
 
@@ -97,48 +100,62 @@ class _Lines:
     def __init__(self, decoder: Decoder, max_event_bytes: int) -> None:
         self._decoder = decoder
         self._max = max_event_bytes
-        self._tail = b""
+        self._parts: list[bytes] = []  # of a block that is not complete
+        self._held = 0
         self._line = 1
         self._offset = 0
         self._skipping = False  # inside a line that was refused as too large
+        self._long = False  # lines are long enough for splitting to be quicker than counting
+        self._deep = Depths(decoder.levels)
 
     def feed(self, data: bytes) -> Iterator[Block]:
-        data = self._tail + data if self._tail else data
         if self._skipping:
             end = data.find(b"\n")
             if end < 0:
                 self._offset += len(data)
-                self._tail = b""
                 return
             self._skipping = False
             self._advance(1, end + 1)
             data = data[end + 1 :]
-        cut = data.rfind(b"\n") + 1
-        if cut and len(data) >= BLOCK_BYTES:
-            yield self._block(data[:cut])
-            data = data[cut:]
-        if len(data) > self._max + 2 and data.find(b"\n") < 0:
+        if not data:
+            return
+        self._parts.append(data)
+        self._held += len(data)
+        if self._held < BLOCK_BYTES and self._held <= self._max + 2:
+            return
+        cut = data.rfind(b"\n")
+        if cut < 0:  # perhaps the end of a line is in an earlier piece
+            data = b"".join(self._parts)
+            self._parts = [data]
+            cut = data.rfind(b"\n")
+        if cut >= 0 and self._held >= BLOCK_BYTES:
+            self._parts[-1] = data[:cut]
+            yield self._block(b"".join(self._parts), ended=True)
+            self._parts, self._held = [data[cut + 1 :]], len(data) - cut - 1
+        elif cut < 0 and self._held > self._max + 2:
             yield Block(rejected=[self._too_large(data)])
             self._offset += len(data)
             self._skipping = True
-            data = b""
-        self._tail = data
+            self._parts, self._held = [], 0
 
     def finish(self) -> Iterator[Block]:
-        if self._tail:
-            yield self._block(self._tail)
-            self._tail = b""
+        body = b"".join(self._parts)
+        self._parts, self._held = [], 0
+        if body:
+            ended = body.endswith(b"\n")
+            yield self._block(body[:-1] if ended else body, ended=ended)
 
-    def _block(self, data: bytes) -> Block:
-        lines = data.count(b"\n")
-        body = data.removesuffix(b"\n")
-        block = self._whole(body, lines if data.endswith(b"\n") else lines + 1)
+    def _block(self, body: bytes, *, ended: bool) -> Block:
+        split = body.split(b"\n") if self._long else None
+        lines = body.count(b"\n") + 1 if split is None else len(split)
+        block = self._whole(body, lines, split)
         if block is None:
             block = self._by_line(body)
-        self._advance(lines, len(data))
+        self._advance(lines if ended else lines - 1, len(body) + ended)
+        self._long = len(body) > LONG_BYTES * lines
         return block
 
-    def _whole(self, body: bytes, lines: int) -> Block | None:
+    def _whole(self, body: bytes, lines: int, split: list[bytes] | None) -> Block | None:
         """Decode the block in one call, or return None if any line of it needs a closer look.
 
         `decode_lines` takes several documents on a line, and one over several lines. When every
@@ -148,7 +165,7 @@ class _Lines:
         decode_lines = self._decoder.decode_lines
         if decode_lines is None or not body.startswith(b"{") or not body.endswith(b"}"):
             return None
-        if body.count(b"}\n{") != lines - 1 or (len(body) > self._max and lines == 1):
+        if (len(body) > self._max and lines == 1) or not _are_enclosed(body, lines, split):
             return None
         try:
             if not body.isascii():
@@ -156,16 +173,11 @@ class _Lines:
             events = decode_lines(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
-        if len(events) != lines or self._may_be_deep(body, lines):
+        if len(events) != lines or self._deep.in_lines(body, lines):
             return None
         if lines > 1 and len(body) > self._max and max(map(len, body.split(b"\n"))) > self._max:
             return None
         return Block(events=events, body=body) if self._decoder.normalise(events) else None
-
-    def _may_be_deep(self, body: bytes, lines: int) -> bool:
-        levels = self._decoder.levels  # brackets that every valid event opens anyway
-        spare = body.count(b"{") + body.count(b"[") - levels * lines
-        return spare > MAX_DEPTH - levels and any(map(too_deep, body.split(b"\n")))
 
     def _by_line(self, body: bytes) -> Block:
         block = Block()
@@ -197,6 +209,19 @@ class _Lines:
         letter = rejected(self._oversize(), data, self._offset, line=self._line)
         letter.whole = False
         return letter
+
+
+_FIRST: Final = itemgetter(0)
+_LAST: Final = itemgetter(-1)
+
+
+def _are_enclosed(body: bytes, lines: int, split: list[bytes] | None) -> bool:
+    """Whether every line starts with `{` and ends with `}`."""
+    if split is None:
+        return body.count(b"}\n{") == lines - 1
+    if b"" in split:
+        return False
+    return set(map(_FIRST, split)) == {0x7B} and set(map(_LAST, split)) == {0x7D}
 
 
 def read_whole(decoder: Decoder, form: Form, data: bytes, max_event_bytes: int) -> Block | None:

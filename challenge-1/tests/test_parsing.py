@@ -297,7 +297,7 @@ class TestLines:
         rejected = [bad for b in reader.feed(GOOD + b"\n") for bad in b.rejected]
         for _ in range(1000):
             rejected += [bad for b in reader.feed(b"x" * 10_000) for bad in b.rejected]
-            assert len(reader._body._tail) <= BLOCK_BYTES + 10_000  # type: ignore[union-attr]
+            assert reader._body._held <= BLOCK_BYTES + 10_000  # type: ignore[union-attr]
         last = [*reader.feed(b"\n" + GOOD), *reader.finish()]
 
         assert [bad.code for bad in rejected] == ["too_large"]
