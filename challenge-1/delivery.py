@@ -41,7 +41,7 @@ from resilience import (
     Slot,
 )
 from spool import QueueError, make_directory
-from storage import StoreError
+from storage import StoreError, StoreRefused
 from streaming_test_framework import PipelineMetrics, StreamData
 from topics import TOPICS, Item, Topics
 
@@ -277,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, StoreError, QueueError, Held) as error:
         print(error, file=sys.stderr)
         return 2
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, StoreRefused) as error:
         print(f"The delivery ended: {error}. What was decided is committed.", file=sys.stderr)
         return 1
     return 0

@@ -274,7 +274,9 @@ def _fault(error: Any, origins: Mapping[str, str]) -> str:
     where = [str(part) for part in error["loc"]]
     message = error["msg"].removeprefix("Value error, ")
     given = error["input"]
-    text = f" (given: {given!r})" if isinstance(given, str | int | float) else ""
+    # A source may hold secrets in its headers; what was given there is not repeated.
+    shown = isinstance(given, str | int | float) and where[0] != "sources"
+    text = f" (given: {given!r})" if shown else ""
     return f"{'.'.join(where)}: {message}{text} ({origins.get(where[0], 'config.yaml')})"
 
 

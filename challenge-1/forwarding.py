@@ -39,7 +39,8 @@ from resilience import (
     Refused,
     Slot,
 )
-from sources import retry_after_seconds
+from sources import no_cookies, retry_after_seconds
+from storage import StoreRefused
 
 log = structlog.stdlib.get_logger("delivery")
 
@@ -107,6 +108,7 @@ class HttpDownstream:
             follow_redirects=False,
             trust_env=False,
             headers=dict(headers or {}),
+            cookies=no_cookies(),
             limits=httpx2.Limits(max_connections=MAX_UNDECIDED, keepalive_expiry=2),
             transport=transport,
         )
@@ -219,7 +221,7 @@ class TopicForwarder:
             log=log,
         )
         self.delivered = self.dead = 0
-        self.position = 0
+        self.position = self._decided = 0
         self._topic = topic
         self._downstream = downstream
         self._dead_letters = dead_letters
@@ -243,11 +245,12 @@ class TopicForwarder:
 
     async def run(self, *, until_empty: bool = False) -> None:
         """Deliver. What is decided when this returns is committed."""
-        offset = self.position = await asyncio.to_thread(self._topic.position)
+        offset = await asyncio.to_thread(self._topic.position)
+        self.position = self._decided = offset
         committing = asyncio.create_task(self._commit_now_and_then())
         try:
             while not self._stopping.is_set():
-                items = await asyncio.to_thread(self._topic.read, offset, MAX_UNDECIDED)
+                items = await self._read(offset)
                 for item in items:
                     if not await self._found_room():
                         return
@@ -265,6 +268,13 @@ class TopicForwarder:
             await self._settle()
             self._ended.set()
             await committing
+
+    async def _read(self, offset: int) -> Sequence[Item]:
+        try:
+            return await asyncio.to_thread(self._topic.read, offset, MAX_UNDECIDED)
+        except StoreRefused as error:  # a database that is busy now
+            log.warning("topic_not_read", reason=str(error))
+            return ()
 
     async def _found_room(self) -> bool:
         """Wait for room; False when told to stop meanwhile."""
@@ -313,12 +323,16 @@ class TopicForwarder:
 
     async def _commit(self) -> None:
         """Move the offset over what is decided without a gap."""
-        position = self.position
         while self._undecided and _is_decided(self._undecided[0][1]):
-            position = self._undecided.popleft()[0]
-        if position != self.position:
-            await asyncio.to_thread(self._topic.commit, position)
-            self.position = position
+            self._decided = self._undecided.popleft()[0]
+        decided = self._decided
+        if decided != self.position:
+            try:
+                await asyncio.to_thread(self._topic.commit, decided)
+            except StoreRefused as error:  # a moment later it may not be
+                log.warning("offset_not_committed", offset=decided, reason=str(error))
+            else:
+                self.position = decided
 
     async def _settle(self) -> None:
         """Give calls under way a moment; what waits for its turn is left to the next start."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final
 from urllib.parse import quote, urljoin
 
@@ -24,6 +25,8 @@ from resilience import Failed, Limited, RateLimiter, Refused, Slot
 
 MAX_REDIRECTS: Final = 3
 MAX_PAGES: Final = 100_000
+MAX_RECORDS: Final = 20_000  # of one answer
+MAX_IDS: Final = 200_000
 MAX_CURSOR_CHARACTERS: Final = 2048
 SAFE_ID: Final = re.compile(r"[A-Za-z0-9._~:@+-]{1,128}")
 CURRENCY_SIGNS: Final = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "US$": "USD"}
@@ -49,6 +52,7 @@ class SourceClient:
         self._http = httpx2.AsyncClient(
             timeout=request_seconds,
             follow_redirects=False,
+            cookies=no_cookies(),
             trust_env=False,  # a proxy of the environment would see what is meant for loopback
             headers={"Accept": "application/json", "Accept-Encoding": "gzip"},
             # Servers close idle connections after 5 s (uvicorn): be first, or meet the closing.
@@ -146,6 +150,11 @@ class SourceClient:
         return Failed("too_large", f"Its body has more than {self._max_body_bytes:,} bytes.")
 
 
+def no_cookies() -> CookieJar:
+    """A jar that takes none: they would be shared by what runs on one host, and pile up."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+
+
 @dataclass(frozen=True)
 class _Redirect:
     location: str
@@ -220,6 +229,8 @@ def read_page(source: Source, body: bytes, fetched_at: dt.datetime) -> Page:
         records = at_path(document, source.records)
     if not isinstance(records, list):
         raise Failed("shape", f"There is no list of records at `{source.records}`.")
+    if len(records) > MAX_RECORDS:
+        raise Failed("too_large", f"It holds more than {MAX_RECORDS:,} records.")
     page = Page(records=len(records))
     for number, record in enumerate(records):
         try:
@@ -241,6 +252,8 @@ def read_ids(source: Source, body: bytes) -> list[str]:
     found = at_path(decode(body), source.ids)
     if not isinstance(found, list):
         raise Failed("shape", f"There is no list of ids at `{source.ids}`.")
+    if len(found) > MAX_IDS:
+        raise Failed("too_large", f"Its index holds more than {MAX_IDS:,} ids.")
     ids = [_text(each) if _is_short(each) else "" for each in found]
     if not all(SAFE_ID.fullmatch(each) for each in ids):
         raise Failed("shape", "The index holds something that is no id.")

@@ -84,6 +84,15 @@ def test_all_wrong_values_are_reported_at_once_by_name_and_source(
         assert any(line.startswith(start) and line.endswith(end) for line in lines), start
 
 
+def test_what_stands_in_a_source_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_SOURCES", '[{"name": "a", "headers": "sesame"')
+    with pytest.raises(ConfigurationError) as raised:
+        load()
+
+    assert "sesame" not in str(raised.value)
+    assert "environment PIPELINE_SOURCES" in str(raised.value)
+
+
 def test_unknown_variables_get_a_did_you_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPELINE_TIMOUT", "5")
 

@@ -218,6 +218,23 @@ class TestTrouble:
         assert summary["sources"]["atlas"]["items"] == 160
         assert served.seen("atlas")["requests"] == 9
 
+    def test_cookies_are_not_taken(self) -> None:
+        given: list[bytes] = []
+        real = create_app(simulation())
+
+        async def baking(scope: Any, receive: Any, send: Any) -> None:
+            given.extend(value for name, value in scope["headers"] if name == b"cookie")
+
+            async def with_cookie(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"].append((b"set-cookie", b"a=b; Path=/"))
+                await send(message)
+
+            await real(scope, receive, with_cookie)
+
+        assert fetch(httpx2.ASGITransport(baking))["partial"] is False
+        assert given == []
+
     def test_the_same_product_twice_counts_once(self) -> None:
         def answer() -> Any:
             records = [{"id": n % 3, "title": "x"} for n in range(5)]

@@ -119,6 +119,7 @@ def test_an_unreadable_optional_part_is_none_and_is_reported() -> None:
     "body",
     [b"", b"{", b"[]", b"{}", b'{"items": {}}', b'{"items": NaN}', b'{"items": ["\xff"]}',
      b"[" * 100_000, b'{"items": [], "pages": -1}', b'{"items": [], "pages": 1e9}',
+     b'{"items": [' + b"{}," * 20_000 + b'{}], "pages": 1}',
      b'{"items": [], "pages": 10000000000}', b'{"items": [], "pages": true}', b'"\\ud800"'],
 )  # fmt: skip
 def test_a_document_of_another_shape_failed(body: bytes) -> None:
