@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 FOLDERS := $(wildcard challenge-*)
 
-.PHONY: demo test format check clean $(FOLDERS:challenge-%=serve-%)
+.PHONY: demo test mock-apis format check clean $(FOLDERS:challenge-%=serve-%)
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -16,6 +16,10 @@ test: $(READY)
 # make serve-1 serves challenge-1 on port 8001.
 $(FOLDERS:challenge-%=serve-%): serve-%: $(READY)
 	cd challenge-$* && ../$(BIN)/python -m uvicorn app:app --port 800$*
+
+# Product APIs that fail, limit and stall, for challenge-1's fetch.py.
+mock-apis: $(READY)
+	cd challenge-1 && ../$(BIN)/python simulators.py
 
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff format .

@@ -1,24 +1,24 @@
-"""The two built-in pipelines: the fields an event is projected to, and what is summed by group.
+"""What is added up: exact sums, sketches of bounded size, and what a batch adds to a window.
 
-An event is decoded straight into a small struct that names only the needed fields; everything else
-in the document is skipped by the decoder. `fold` turns a block of such structs into one `Delta`
-per window and group, ready to be added to what is stored. No I/O and no clock.
+No I/O and no clock. A `Delta` is what one batch adds to one window of one group; a `State` is what
+is stored of it. Whatever the batches were, the same events give the same state: sums are exact to
+106 bits, and sketches take their values in the order of the log.
 """
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from math import fsum
 from typing import Annotated, Any, Final
 
-import msgspec
 from msgspec import Meta, Struct
 
-from windows import MICROSECONDS, Tumbling, Watermarks
+from sketches import Quantiles, count_distinct, join_distinct
+from windows import FOREVER, MICROSECONDS, OTHER, Clock, Group, Session, Window, Windows, other
 
 LARGEST: Final = 1e290  # beyond it 10^15 additions could overflow, and one event poison a sum
 MAX_NAME_CHARS: Final = 256
-MAX_MEMBERS: Final = 32  # numeric members of one event's data
 EARLIEST_SECONDS: Final = -62_000_000_000  # year 5, so that a window's bounds stay printable
 LATEST_SECONDS: Final = 253_000_000_000  # year 9987
 MILLISECONDS_ABOVE: Final = 1e11  # epoch numbers larger than this are milliseconds
@@ -29,55 +29,6 @@ MICROSECOND: Final = dt.timedelta(microseconds=1)
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
 Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 Moment = Annotated[dt.datetime, Meta(tz=True)] | float
-
-
-class Measurement(Struct):
-    """The part of a `/webhook` event that counts."""
-
-    category: Name
-    value: Number
-    quantity: Number
-    ts: Moment
-
-
-class WebhookEvent(Struct):
-    """`{"data": {"category", "value", "quantity", "ts"}}`."""
-
-    data: Measurement
-
-
-class SourceEvent(Struct):
-    """`{"event_id", "source", "event_type", "data": {…}, "timestamp"?}`."""
-
-    event_id: Name
-    source: Name
-    event_type: Name
-    data: dict[str, Any]
-    timestamp: Moment | None = None
-
-
-@dataclass(slots=True)
-class Measure:
-    """Count, exact sum (the unevaluated pair `total + rest`), least and greatest of a member."""
-
-    count: int
-    total: float
-    rest: float
-    least: float
-    greatest: float
-
-
-@dataclass(slots=True)
-class Delta:
-    """What one block adds to one window of one group."""
-
-    window_start: int  # microseconds since the epoch, like window_end
-    window_end: int
-    group: tuple[str, ...]
-    source: str
-    count: int
-    late: int
-    measures: dict[str, Measure]
 
 
 def micros(moment: dt.datetime | float) -> int:
@@ -93,170 +44,259 @@ def micros(moment: dt.datetime | float) -> int:
     return value
 
 
-def measure(values: Sequence[float]) -> Measure:
+def text_of(moment: int) -> str:
+    """A moment as RFC 3339 in UTC."""
+    text = (EPOCH + dt.timedelta(microseconds=moment)).isoformat()
+    return text.removesuffix("+00:00") + "Z"
+
+
+# --- sums -------------------------------------------------------------------------------------
+
+
+class Measure(Struct, array_like=True, gc=False):
+    """Count, exact sum (the unevaluated pair `total + rest`), least and greatest of a field."""
+
+    count: int
+    total: float
+    rest: float
+    least: float
+    greatest: float
+
+    def plus(self, more: "Measure") -> "Measure":
+        """Both together. Knuth's two-sum: `rest` collects what rounding takes from `total`."""
+        total = self.total + more.total
+        part = total - self.total
+        lost = (self.total - (total - part)) + (more.total - part)
+        return Measure(
+            self.count + more.count,
+            total,
+            self.rest + more.rest + lost,
+            min(self.least, more.least),
+            max(self.greatest, more.greatest),
+        )
+
+
+def measure(values: Sequence[float], *, extremes: bool = True) -> Measure:
     """Sum up exactly: the rounded sum of `values` and, as a second number, what rounding lost."""
+    if len(values) == 1:
+        (value,) = values
+        return Measure(1, value, 0.0, value, value)
     total = fsum(values)
-    rest = fsum((*values, -total))
+    rest = fsum(chain(values, (-total,)))
+    if not extremes:
+        return Measure(len(values), total, rest, 0.0, 0.0)
     return Measure(len(values), total, rest, min(values), max(values))
 
 
-def _check_webhook(event: WebhookEvent) -> None:
-    micros(event.data.ts)
+# --- what a batch adds, and what is stored ----------------------------------------------------
 
 
-def _check_source_event(event: SourceEvent) -> None:
-    if event.timestamp is not None:
-        micros(event.timestamp)
-    members = 0
-    for name, value in event.data.items():
-        if type(value) is int or type(value) is float:
-            members += 1
-            if not -LARGEST <= value <= LARGEST:
-                raise ValueError("A number in `data` is out of range: at most 1e290 is kept.")
-            if len(name) > MAX_NAME_CHARS:
-                raise ValueError("A name in `data` is too long: at most 256 characters are kept.")
-    if members > MAX_MEMBERS:
-        raise ValueError("There are too many numbers in `data`: at most 32 members are kept.")
+@dataclass(slots=True)
+class Delta:
+    """What one batch adds to one window of one group.
+
+    `samples` and `values` are for sketches, in the order of the log. `replaces` are the starts of
+    the stored sessions that this one has grown out of; None where windows do not move.
+    """
+
+    window_start: int  # microseconds since the epoch, like window_end
+    window_end: int
+    group: Group
+    source: str
+    count: int
+    late: int
+    measures: dict[str, Measure] = field(default_factory=dict)
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    values: dict[str, list[Any]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    replaces: list[int] | None = None
 
 
-def _fold_webhook(
-    events: Iterable[WebhookEvent], window: Tumbling, watermarks: Watermarks
+class State(Struct, array_like=True):
+    """What is stored of the values of one window of one group."""
+
+    measures: dict[str, Measure] = {}
+    quantiles: dict[str, Quantiles] = {}
+    distinct: dict[str, bytes] = {}
+    counts: dict[str, int] = {}
+
+    def add(self, delta: Delta) -> None:
+        """Take what a batch adds."""
+        measures = self.measures
+        for name, part in delta.measures.items():
+            known = measures.get(name)
+            measures[name] = part if known is None else known.plus(part)
+        for name, samples in delta.samples.items():
+            self.quantiles.setdefault(name, Quantiles()).add(samples)
+        for name, values in delta.values.items():
+            self.distinct[name] = count_distinct(self.distinct.get(name, b""), values)
+        for name, count in delta.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+
+    def join(self, more: "State") -> None:
+        """Take over the values of a session that turned out to be the same one."""
+        for name, part in more.measures.items():
+            known = self.measures.get(name)
+            self.measures[name] = part if known is None else known.plus(part)
+        for name, quantiles in more.quantiles.items():
+            self.quantiles.setdefault(name, Quantiles()).join(quantiles)
+        for name, sketch in more.distinct.items():
+            self.distinct[name] = join_distinct(self.distinct.get(name, b""), sketch)
+        for name, count in more.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+
+
+@dataclass(slots=True)
+class Folded:
+    """What the events of a batch came to: deltas, corrections of closed windows, the too late."""
+
+    deltas: list[Delta]
+    revised: int = 0  # events that corrected a closed window
+    dropped: list[Any] = field(default_factory=list)  # events that were too late for every window
+
+
+@dataclass(slots=True)
+class Summary:
+    """The sums of one bucket of events."""
+
+    count: int
+    measures: dict[str, Measure]
+    samples: dict[str, list[Any]] = field(default_factory=dict)
+    values: dict[str, list[Any]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+Buckets = dict[Any, dict[Any, Any]]  # by pane, then by group (a single part stands alone)
+Late = dict[Any, int]
+
+
+def judge(windows: Windows, clock: Clock, pane: int, group: Any, late: Late) -> Any:
+    """Where an event goes whose pane has closed windows; None when it is too late for all.
+
+    Counts the correction of each closed window that still takes it. A pane whose oldest windows
+    are beyond lateness goes by (pane, how many those are).
+    """
+    cut, revised = windows.late_starts(clock, pane)
+    group = group if type(group) is tuple else (group,)
+    for start in revised:
+        late[start, group] = late.get((start, group), 0) + 1
+    if not cut:
+        return pane
+    return None if cut == len(windows.window.starts(pane)) else (pane, cut)
+
+
+def place(
+    windows: Windows, pane: int, group: Group, source: str, clock: Clock, late: Late
+) -> Group:
+    """The group an event is counted in: its own, or `(other)` when there is no place left."""
+    expiry = windows.expiry(pane)
+    if not group or windows.place(group, source, expiry, windows.watermark(clock)):
+        return group
+    shared = other(len(group))
+    for start in windows.late_starts(clock, pane)[1]:
+        late[start, group] -= 1  # judged a moment ago
+    if source:  # this group is of every source, and has a clock of its own
+        clock = windows.clock(OTHER)
+    for start in windows.late_starts(clock, pane)[1]:
+        late[start, shared] = late.get((start, shared), 0) + 1
+    if source:
+        windows.advance(clock, OTHER, pane * windows.window.pane)
+    return shared
+
+
+def bucket(
+    windows: Windows,
+    data: Buckets,
+    where: Any,
+    group: Any,
+    source: str,
+    clock: Clock,
+    late: Late,
+    lists: int,
+) -> Any:
+    """The bucket of an event that found none: methods that append to the lists of its columns."""
+    pane = where if type(where) is int else where[0]
+    kept = place(windows, pane, group if type(group) is tuple else (group,), source, clock, late)
+    level = data.setdefault(where, {})
+    key = kept[0] if len(kept) == 1 else kept
+    row = level.get(key)
+    if row is None:
+        row = level[key] = tuple([].append for _ in range(lists))
+    return row
+
+
+def deltas_of(
+    window: Window,
+    data: Buckets,
+    late: Late,
+    summarise: Callable[[Any], Summary],
+    source_of: Callable[[Group], str],
 ) -> list[Delta]:
-    size = window.size
-    latest = watermarks.latest("webhook", "")
-    open_from = latest // size
-    groups: dict[tuple[int, str], tuple[list[float], list[float]]] = {}
-    late: dict[tuple[int, str], int] = {}
-    for event in events:
-        data = event.data
-        moment = micros(data.ts)
-        index = moment // size
-        key = (index, data.category)
-        if moment > latest:
-            latest, open_from = moment, index
-        elif index < open_from:
-            late[key] = late.get(key, 0) + 1
-        group = groups.get(key)
-        if group is None:
-            group = groups[key] = ([], [])
-        group[0].append(data.value)
-        group[1].append(data.quantity)
-    watermarks.advance("webhook", "", latest)
-    return [
-        Delta(
-            index * size,
-            index * size + size,
-            (category,),
-            "",
-            len(values),
-            late.get((index, category), 0),
-            {"value": measure(values), "quantity": measure(quantities)},
-        )
-        for (index, category), (values, quantities) in groups.items()
-    ]
+    """The deltas of the buckets of panes: a window is the sum of its panes."""
+    found: dict[Any, Delta] = {}
+    for where, key, row in (
+        (where, key, row) for where, level in data.items() for key, row in level.items()
+    ):
+        pane, cut = (where, 0) if type(where) is int else where
+        group = key if type(key) is tuple else (key,)
+        summary = summarise(row)
+        for start in window.starts(pane)[cut:] if window.pane else (0,):
+            delta = found.get((start, group))
+            if delta is None:
+                end = start + window.size if window.pane else FOREVER
+                found[start, group] = Delta(
+                    start, end, group, source_of(group), summary.count,
+                    late.get((start, group), 0), dict(summary.measures),
+                    {name: list(v) for name, v in summary.samples.items()},
+                    {name: list(v) for name, v in summary.values.items()},
+                    dict(summary.counts),
+                )  # fmt: skip
+            else:
+                _add(delta, summary)
+    if window.kind == "sliding":  # panes take turns: back to the order of the log
+        for delta in found.values():
+            for columns in (delta.samples, delta.values):
+                for name, numbered in columns.items():
+                    pairs: list[Any] = sorted(numbered, key=_number)
+                    columns[name] = [value for _, value in pairs]
+    return list(found.values())
 
 
-def _fold_events(
-    events: Iterable[SourceEvent], window: Tumbling, watermarks: Watermarks
-) -> list[Delta]:
-    size = window.size
-    groups: dict[tuple[int, str, str], dict[str, list[float]]] = {}
-    counts: dict[tuple[int, str, str], int] = {}
-    late: dict[tuple[int, str, str], int] = {}
-    for event in events:
-        moment = micros(event.timestamp or 0.0)
-        index = moment // size
-        key = (index, event.source, event.event_type)
-        if watermarks.is_late("events", event.source, moment, size):
-            late[key] = late.get(key, 0) + 1
-        counts[key] = counts.get(key, 0) + 1
-        members = groups.get(key)
-        if members is None:
-            members = groups[key] = {}
-        for name, value in event.data.items():
-            if type(value) is float or type(value) is int:
-                values = members.get(name)
-                if values is None:
-                    values = members[name] = []
-                values.append(float(value))
-    return [
-        Delta(
-            key[0] * size,
-            key[0] * size + size,
-            key[1:],
-            key[1],
-            counts[key],
-            late.get(key, 0),
-            {name: measure(values) for name, values in members.items()},
-        )
-        for key, members in groups.items()
-    ]
+def _number(numbered: Any) -> int:
+    number: int = numbered[0]
+    return number
 
 
-@dataclass(frozen=True)
-class Spec:
-    """One pipeline: the struct it projects to, how it groups, and what it shows of a measure."""
-
-    name: str
-    shape: type[Struct]
-    aliases: tuple[str, ...]  # names of the group's parts
-    check: Callable[[Any], None]  # what the struct's types cannot say; raises ValueError
-    fold: Callable[[Iterable[Any], Tumbling, Watermarks], list[Delta]]
-    shown: tuple[str, ...]  # "sum", "avg", "min", "max"
-    hidden: frozenset[str] = frozenset()  # shown values that are not part of the pipeline
-    has_ids: bool = False  # events carry an `event_id`, and a second one is a duplicate
-    levels: int = 2  # objects that every valid event opens
-
-    def arrived(self, events: Iterable[Any], arrival: int) -> None:
-        """Give events without a time of their own that of their arrival, in microseconds."""
-        if self.shape is SourceEvent:
-            for event in events:
-                if event.timestamp is None:
-                    event.timestamp = arrival / MICROSECONDS
-
-    def values(self, count: int, measures: dict[str, Measure]) -> dict[str, float | int]:
-        """The `values` of an aggregate, as `count`, `sum_<member>`, `avg_<member>`, …"""
-        values: dict[str, float | int] = {"count": count}
-        for name in sorted(measures):
-            measured = measures[name]
-            total = measured.total + measured.rest
-            every = {
-                "sum": total,
-                "avg": total / measured.count,
-                "min": measured.least,
-                "max": measured.greatest,
-            }
-            for kind in self.shown:
-                if (label := f"{kind}_{name}") not in self.hidden:
-                    values[label] = _plain(every[kind])
-        return values
+def sessions_folded(
+    touched: Iterable[tuple[Group, Session]],
+    dropped: list[Any],
+    summarise: Callable[[Any], Summary],
+) -> Folded:
+    """What a batch adds to the sessions it touched; those that were joined go with the others."""
+    folded = Folded([], dropped=dropped)
+    for group, session in touched:
+        if session.columns is None:
+            continue
+        summary = summarise(tuple(column.append for column in session.columns))
+        folded.deltas.append(
+            Delta(
+                session.start, session.end, group, session.source, summary.count, session.late,
+                summary.measures, summary.samples, summary.values, summary.counts, session.stored,
+            )
+        )  # fmt: skip
+        folded.revised += session.late
+        session.columns, session.late, session.stored = None, 0, [session.start]
+    return folded
 
 
-def _plain(number: float) -> float | int:
-    return int(number) if number.is_integer() and abs(number) < 2**53 else number
-
-
-WEBHOOK: Final = Spec(
-    name="webhook",
-    shape=WebhookEvent,
-    aliases=("category",),
-    check=_check_webhook,
-    fold=_fold_webhook,
-    shown=("sum", "avg"),
-    hidden=frozenset({"avg_quantity"}),
-)
-EVENTS: Final = Spec(
-    name="events",
-    shape=SourceEvent,
-    aliases=("source", "event_type"),
-    check=_check_source_event,
-    fold=_fold_events,
-    shown=("sum", "avg", "min", "max"),
-    has_ids=True,
-)
-PIPELINES: Final = {spec.name: spec for spec in (WEBHOOK, EVENTS)}
-
-
-def group_text(group: tuple[str, ...]) -> str:
-    """The group as the text it is stored and paged by."""
-    return msgspec.json.encode(group).decode()
+def _add(delta: Delta, more: Summary) -> None:
+    delta.count += more.count
+    for name, part in more.measures.items():
+        known = delta.measures.get(name)
+        delta.measures[name] = part if known is None else known.plus(part)
+    for name, samples in more.samples.items():
+        delta.samples.setdefault(name, []).extend(samples)
+    for name, values in more.values.items():
+        delta.values.setdefault(name, []).extend(values)
+    for name, count in more.counts.items():
+        delta.counts[name] = delta.counts.get(name, 0) + count

@@ -1,30 +1,24 @@
 """HTTP in, HTTP out: the routes of the streaming pipeline.
 
-The three ingest routes are answered ahead of the router (`web.create_app(fast=…)`), because there
-every microsecond counts; they are documented by routes of the same path. Run it with
-`uvicorn app:app`, or with `python app.py` on PORT.
+The routes that take events are answered ahead of the router (`routes.py`), and documented here by
+routes of the same path. Run it with `uvicorn app:app`, or with `python app.py` on PORT.
 """
 
-import asyncio
-import base64
-import binascii
-import datetime as dt
-import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
 import msgspec
 import structlog
-from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
 
+import fetch_routes
 import web
-from aggregation import Moment, micros
+from applier import Retention
 from models import (
     SOURCE_EVENT,
     SOURCE_EVENTS,
@@ -32,31 +26,45 @@ from models import (
     Accepted,
     AggregateItem,
     AggregatePage,
+    CleanupAnswer,
+    Committed,
+    ConsumerState,
     Counts,
     DeadLetterItem,
     DeadLetterPage,
     LatencyFigures,
     LatestWindow,
+    Offset,
+    PipelineAnswer,
     PipelineCounts,
+    PipelineList,
+    PreviewAnswer,
+    QueueAnswer,
+    QueueItem,
+    QueuePage,
+    RebuildState,
+    ReplayAnswer,
     StatsAnswer,
+    TopicAnswer,
 )
-from parsing import decoder_of, form_of
+from pages import Question, as_csv, as_ndjson, link_next, read_cursor, write_cursor
+from preview import preview
+from results import item_of
+from routes import IngestRoutes, StreamingPaths, problem_of, until
 from settings import Settings
-from storage import Aggregate, AggregateQuery, DeadLetter
+from signatures import secrets_of
+from specs import SPEC_EXAMPLE, PipelineName
+from sqlite_store import letter_fields
+from topics import TOPICS, TopicError
 from utils import (
-    EVENTS,
-    PIPELINES,
-    WEBHOOK,
-    BodyError,
     Busy,
     Held,
-    Intake,
-    KeyReused,
     Pipeline,
+    PipelineConflict,
+    PipelineSpec,
+    PipelineUnknown,
     QueueError,
     QueueRefused,
-    Receipt,
-    Spec,
     StoreError,
     StoreRefused,
     Totals,
@@ -66,8 +74,11 @@ log = structlog.stdlib.get_logger("pipeline")
 settings = Settings()
 
 STOP_SECONDS = 1.0  # to apply what is accepted when the server is told to stop
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-JSON_HEADERS = [(b"content-type", b"application/json")]
+MAX_WAIT_SECONDS = 30.0
+BUILT_IN = {"/webhook": "webhook", "/webhook/ingest": "events", "/webhook/batch": "events"}
+SIGNING_KEYS = (
+    secrets_of(settings.webhook_secret.get_secret_value()) if settings.webhook_secret else []
+)
 
 
 @asynccontextmanager
@@ -82,6 +93,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         max_event_bytes=settings.max_event_bytes,
         backlog_max_bytes=settings.backlog_max_bytes,
         dedupe_keys=settings.dedupe_keys,
+        max_keys=settings.max_keys,
+        max_future_seconds=settings.max_future_seconds,
+        retention=Retention(settings.queue_retain_days * 86_400, settings.queue_max_bytes),
         parser=settings.parser,
     )
     try:
@@ -107,149 +121,11 @@ def pipeline_of(request: Request) -> Pipeline:
 
 
 Running = Annotated[Pipeline, Depends(pipeline_of)]
-
-
-# --- ingest -----------------------------------------------------------------------------------
-
-
-def ingest(spec: Spec) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    """The ASGI application that takes bodies for one pipeline."""
-
-    async def take(scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.monotonic()
-        pipeline: Pipeline = scope["app"].state.pipeline
-        try:
-            receipt, repeated = await _take(pipeline, spec, scope, receive)
-        except BodyError as error:
-            raise web.Problem(error.status, str(error)) from None
-        except Busy as busy:
-            raise web.Problem(
-                429, str(busy), headers={"Retry-After": str(busy.retry_after)}
-            ) from None
-        except KeyReused as error:
-            raise web.Problem(422, str(error)) from None
-        except StoreRefused as error:
-            raise web.Problem(503, str(error), headers={"Retry-After": "2"}) from error
-        except QueueRefused as error:
-            raise web.Problem(
-                507 if error.full else 503, str(error), headers={"Retry-After": "5"}
-            ) from error
-        if receipt.status != 202:
-            raise web.Problem(
-                receipt.status,
-                _refusal_sentence(receipt),
-                errors=receipt.errors,
-                accepted=0,
-                rejected=receipt.rejected,
-                duplicates=0,
-            )
-        if b"wait=applied" in scope["query_string"].split(b"&"):
-            await _until_applied(scope["app"], pipeline, receipt.position)
-        now = time.monotonic()
-        pipeline.latencies.add(now - started, now)
-        body = b'{"accepted":%d,"rejected":%d,"duplicates":%d,"errors":%s,"position":%d}' % (
-            receipt.accepted, receipt.rejected, receipt.duplicates,
-            msgspec.json.encode(receipt.errors) if receipt.errors else b"[]", receipt.position,
-        )  # fmt: skip
-        headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body))]
-        if repeated:
-            headers.append((b"idempotent-replayed", b"true"))
-        await send({"type": "http.response.start", "status": 202, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    return take
-
-
-async def _until_applied(app: FastAPI, pipeline: Pipeline, position: int) -> None:
-    """Wait for the aggregates, or until the server is told to stop: the events are durable."""
-    waits = {
-        asyncio.ensure_future(pipeline.applied(position)),
-        asyncio.ensure_future(app.state.stopping.wait()),
-    }
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-
-
-async def _take(
-    pipeline: Pipeline, spec: Spec, scope: Scope, receive: Receive
-) -> tuple[Receipt, bool]:
-    """Read, parse and commit one body; the flag says that an earlier answer is repeated."""
-    content_type = encoding = key_text = ""
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            content_type = value.decode("latin-1")
-        elif name == b"content-encoding":
-            encoding = value.decode("latin-1")
-        elif name == b"idempotency-key":
-            key_text = value.decode("latin-1")
-    form, inflate = form_of(content_type), decoder_of(encoding)
-    if len(key_text) > 255:
-        raise BodyError(422, "An Idempotency-Key has at most 255 characters.")
-    pipeline.admit()
-    message = await receive()
-    if not (inflate or key_text or message.get("more_body", True)):
-        block = pipeline.read_whole(spec, form, message["body"])
-        if block is not None:
-            pipeline.waiting += 1
-            try:
-                return await pipeline.accept(spec, [block]), False
-            finally:
-                pipeline.waiting -= 1
-    reader = pipeline.reader(spec, form)
-    inflater = inflate() if inflate else None
-    digest = hashlib.blake2b(digest_size=16) if key_text else None
-    intake = pipeline.intake(spec)
-    pipeline.waiting += 1
-    try:
-        while True:
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            data = message.get("body", b"")
-            for piece in inflater.feed(data) if inflater else (data,):
-                await _feed(reader.feed(piece), intake, digest, piece)
-            if not message.get("more_body", False):
-                break
-            message = await receive()
-        if inflater is not None:
-            for piece in inflater.finish():
-                await _feed(reader.feed(piece), intake, digest, piece)
-        await _feed(reader.finish(), intake, None, b"")
-        key = None
-        if digest is not None:
-            key = (pipeline.digest(f"{spec.name} {key_text}"), digest.digest())
-        receipt = await intake.commit(_status(intake, single=reader.is_single), key)
-        return receipt, intake.repeated
-    finally:
-        pipeline.waiting -= 1
-        intake.abort()
-
-
-async def _feed(blocks: Iterable[Any], intake: Intake, digest: Any, piece: bytes) -> None:
-    if digest is not None:
-        digest.update(piece)
-    for block in blocks:
-        await intake.add(block)
-
-
-def _status(intake: Intake, *, single: bool) -> int:
-    if intake.accepted:
-        return 202
-    if intake.codes == {"too_large"}:
-        return 413
-    if single and intake.codes & {"malformed", "encoding", "depth"}:
-        return 400
-    return 422
-
-
-def _refusal_sentence(receipt: Receipt) -> str:
-    if receipt.rejected == 1:
-        return f"The event was refused. {receipt.errors[0]['message']}"
-    if receipt.rejected:
-        return f"None of the {receipt.rejected:,} records could be accepted; see errors."
-    return "The body holds no events."
+AnyName = Annotated[PipelineName, Path(examples=["webhook"], description="A pipeline.")]
+OwnName = Annotated[PipelineName, Path(examples=["orders"], description="Not a built-in one.")]
+TopicName = Annotated[
+    str, Path(max_length=64, examples=["aggregates"], description=f"One of {', '.join(TOPICS)}.")
+]
 
 
 def collect() -> Iterable[Metric]:
@@ -261,7 +137,7 @@ def collect() -> Iterable[Metric]:
         "pipeline_events", "Events answered for.", labels=["pipeline", "outcome"]
     )
     for name, totals in pipeline.totals.items():
-        for outcome in ("accepted", "rejected", "duplicates"):
+        for outcome in ("accepted", "rejected", "duplicates", "filtered"):
             events.add_metric([name, outcome], getattr(totals, outcome))
     yield events
     yield CounterMetricFamily(
@@ -287,28 +163,49 @@ app: FastAPI = web.create_app(
         "message_queue": lambda: app.state.pipeline.probe_queue(),
     },
     collect=collect,
-    fast={
-        "/webhook": ingest(WEBHOOK),
-        "/webhook/ingest": ingest(EVENTS),
-        "/webhook/batch": ingest(EVENTS),
-    },
-    streaming=("/webhook", "/webhook/ingest", "/webhook/batch"),
+    fast=IngestRoutes(BUILT_IN, SIGNING_KEYS),
     tags=[
         {"name": "ingest", "description": "Events in: durable before they are acknowledged."},
+        fetch_routes.TAG,
+        {"name": "pipelines", "description": "Pipelines as data: put, changed, rebuilt, deleted."},
         {"name": "results", "description": "Aggregates, figures and what was refused."},
-        {"name": "service", "description": "Health and metrics."},
+        {"name": "queue", "description": "Topics with named consumers."},
+        {"name": "service", "description": "Health, metrics and housekeeping."},
     ],
 )
+app.gate.streaming = StreamingPaths((*BUILT_IN, "/preview"))  # type: ignore[attr-defined]
 
 
-@app.exception_handler(StoreRefused)
-async def store_refused(request: Request, error: Exception) -> Response:
-    """A database that cannot answer now is no fault of the question."""
-    log.warning("store_refused", error=str(error))
-    problem = web.Problem(
-        503, "The aggregates cannot be read now; ask again.", headers={"Retry-After": "2"}
-    )
+app.include_router(fetch_routes.router)
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    """What the pipeline refuses is no fault of the program."""
+    if isinstance(error, StoreRefused):
+        log.warning("store_refused", error=str(error))
+        error = StoreRefused("The database cannot answer now; ask again.")
+    problem = problem_of(error)
+    if isinstance(error, TopicError):
+        problem = web.Problem(404 if error.unknown else 422, str(error))
+    if problem is None:
+        raise error
     return web.problem_response(request.scope, problem)
+
+
+for kind in (Busy, PipelineConflict, PipelineUnknown, QueueRefused, StoreRefused, TopicError):
+    app.add_exception_handler(kind, refused)
+
+
+# --- ingest -----------------------------------------------------------------------------------
+
+_BODIES = (
+    "The body is one JSON document or several one after the other (pretty-printed or not), a JSON "
+    "array, or NDJSON (one document per line; also as `text/plain`, which is what to choose in "
+    "this page), gzip or not, of any size; a large one becomes visible as a whole. With "
+    "`records=features.item` the records are taken from inside a large document. A bad record "
+    "costs its neighbours nothing: it is listed under `errors` and kept in `/dead-letters`. With "
+    "WEBHOOK_SECRET set, requests must be signed after Standard Webhooks."
+)
 
 
 def _document(path: str, summary: str, description: str, example: Any) -> None:
@@ -325,13 +222,22 @@ def _document(path: str, summary: str, description: str, example: Any) -> None:
         wait: Annotated[
             Literal["applied"] | None, Query(description="Answer once it is aggregated.")
         ] = None,
+        records: Annotated[
+            str | None,
+            Query(max_length=512, description="Where the records stand, as `features.item`."),
+        ] = None,
         idempotency_key: Annotated[
             str | None,
             Header(max_length=255, description="The same key gets the first answer again."),
         ] = None,
+        webhook_id: Annotated[
+            str | None, Header(description="Of a signed webhook; an idempotency key as well.")
+        ] = None,
+        webhook_timestamp: Annotated[str | None, Header()] = None,
+        webhook_signature: Annotated[str | None, Header()] = None,
     ) -> Response:
-        del wait, idempotency_key  # read by the application that answers
-        raise web.Problem(500, "This path is answered ahead of the router.")
+        del wait, records, idempotency_key, webhook_id, webhook_timestamp, webhook_signature
+        raise web.Problem(404, "There is no pipeline of this name.")  # the others are answered
 
     documented.__doc__ = description
     app.add_api_route(
@@ -341,21 +247,28 @@ def _document(path: str, summary: str, description: str, example: Any) -> None:
         status_code=202,
         tags=["ingest"],
         summary=summary,
-        operation_id=path.strip("/").replace("/", "_"),
+        operation_id=path.strip("/").replace("/", "_").replace("{name}", "one"),
         response_model=None,
         responses={
             202: {"model": Accepted, "description": "Durable, and counted exactly once."},
-            **web.problems(400, 403, 408, 413, 415, 422, 429, 501, 503, 507),
+            **web.problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 501, 503, 507),
         },
-        openapi_extra={"requestBody": {"required": True, "content": content}},
+        openapi_extra={
+            "requestBody": {"required": True, "content": content},
+            **({"parameters": [_NAME_EXAMPLE]} if "{name}" in path else {}),
+        },
     )
 
 
-_BODIES = (
-    "The body is one JSON object, a JSON array, or NDJSON (one document per line; also as "
-    "`text/plain`, which is what to choose in this page), gzip or not, of any size. A bad record "
-    "costs its neighbours nothing: it is listed under `errors` and kept in `/dead-letters`."
-)
+def _json_example(example: Any) -> dict[str, Any]:
+    return {"requestBody": {"content": {"application/json": {"example": example}}}}
+
+
+_NAME_EXAMPLE = {
+    "name": "name", "in": "path", "required": True, "schema": {"type": "string"},
+    "example": "webhook",
+}  # fmt: skip
+
 _document(
     "/webhook",
     "Take measurements",
@@ -367,8 +280,8 @@ _document(
     "/webhook/ingest",
     "Take an event",
     "Grouped by `source` and `event_type`: count, and sum, average, least and greatest of every "
-    "finite numeric member of `data`. A repeated `event_id` is a duplicate, whatever it holds. "
-    f"{_BODIES}",
+    "finite numeric member of `data`, in windows of 60 s that slide by 10 s. A repeated `event_id` "
+    f"is a duplicate, whatever it holds. {_BODIES}",
     SOURCE_EVENT,
 )
 _document(
@@ -377,170 +290,288 @@ _document(
     f"Like `/webhook/ingest`, with an array or NDJSON in mind. {_BODIES}",
     SOURCE_EVENTS,
 )
+_document(
+    "/pipelines/{name}/events",
+    "Take events for a pipeline",
+    f"What is read of an event, and how it counts, is what the pipeline says. {_BODIES}",
+    WEBHOOK_EVENT,
+)
+
+
+@app.post(
+    "/preview",
+    tags=["ingest"],
+    summary="Aggregate one body and keep nothing",
+    operation_id="preview",
+    responses=web.problems(400, 403, 408, 413, 415, 422, 429),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "text/plain": {
+                    "schema": {"type": "string"},
+                    "example": '{"shop": {"name": "a"}, "amount": 2.5}\n'
+                    '{"shop": {"name": "b"}, "amount": 1}\n',
+                },
+                "application/json": {
+                    "schema": {},
+                    "example": [{"shop": {"name": "a"}, "amount": 2.5}],
+                },
+            },
+        }
+    },
+)
+async def preview_body(
+    request: Request,
+    pipeline: Running,
+    group_by: Annotated[
+        str | None, Query(max_length=512, examples=["shop.name"], description="A dotted path.")
+    ] = None,
+    sum_: Annotated[
+        str | None, Query(alias="sum", max_length=512, description="The path of a number.")
+    ] = None,
+    count: Annotated[bool, Query(description="Count the events of each group.")] = True,
+    records: Annotated[str | None, Query(max_length=512)] = None,
+) -> PreviewAnswer:
+    """Any body that the other routes take, of any size, in constant memory."""
+    pipeline.admit()
+    try:
+        return await preview(request, group_by, sum_, count=count, records=records or "",
+                             max_event_bytes=pipeline.max_event_bytes)  # fmt: skip
+    except ValueError as error:
+        problem = problem_of(error) or web.Problem(422, str(error))
+        raise problem from error
+
+
+# --- pipelines --------------------------------------------------------------------------------
+
+
+@app.get("/pipelines", tags=["pipelines"], summary="The pipelines", operation_id="pipelines",
+         responses=web.problems(403))  # fmt: skip
+async def pipelines(pipeline: Running) -> PipelineList:
+    """Built-in ones and those that were put."""
+    return PipelineList(items=[_pipeline_answer(pipeline, name) for name in pipeline.projections])
+
+
+def _pipeline_answer(pipeline: Pipeline, name: str) -> PipelineAnswer:
+    projection = pipeline.projection(name)
+    path = next((p for p, owner in BUILT_IN.items() if owner == name), f"/pipelines/{name}/events")
+    return PipelineAnswer(
+        name=name,
+        built_in=projection.built_in,
+        position=max(pipeline.put_at[name], 0),
+        spec=projection.spec.public() if projection.spec else None,
+        events_path=path,
+        rebuild=None,
+    )
+
+
+@app.put(
+    "/pipelines/{name}",
+    tags=["pipelines"],
+    summary="Put a pipeline",
+    operation_id="put_pipeline",
+    responses={
+        200: {"model": PipelineAnswer, "description": "It is there already, and stays."},
+        201: {"model": PipelineAnswer, "description": "It is new, or starts empty."},
+        **web.problems(400, 403, 409, 413, 415, 422, 429, 501, 503, 507),
+    },
+    response_model=PipelineAnswer,
+    openapi_extra=_json_example(SPEC_EXAMPLE),
+)
+async def put_pipeline(
+    name: OwnName,
+    spec: PipelineSpec,
+    response: Response,
+    pipeline: Running,
+    replace: Annotated[
+        bool, Query(description="A changed pipeline takes the old one's place, and starts empty.")
+    ] = False,
+) -> PipelineAnswer:
+    """Answered when it is durable. The same again changes nothing; another one is 409."""
+    if await pipeline.put_pipeline(name, spec, replace=replace):
+        response.status_code = 201
+    return _pipeline_answer(pipeline, name)
+
+
+@app.get("/pipelines/{name}", tags=["pipelines"], summary="One pipeline",
+         operation_id="pipeline", responses=web.problems(403, 404, 422))  # fmt: skip
+async def one_pipeline(name: AnyName, pipeline: Running) -> PipelineAnswer:
+    """What it is, and how far a rebuild of it has come."""
+    answer = _pipeline_answer(pipeline, name)
+    answer.rebuild = await run_in_threadpool(_rebuild_state, pipeline, name)
+    return answer
+
+
+@app.delete("/pipelines/{name}", tags=["pipelines"], summary="Delete a pipeline", status_code=204,
+            operation_id="delete_pipeline",
+            responses=web.problems(403, 404, 409, 422, 503, 507))  # fmt: skip
+async def delete_pipeline(name: OwnName, pipeline: Running) -> None:
+    """It goes with its aggregates; answered when that is durable."""
+    await pipeline.delete_pipeline(name)
+    log.info("pipeline_deleted", pipeline=name)
+
+
+@app.post(
+    "/pipelines/{name}/replay",
+    tags=["pipelines"],
+    summary="Build the aggregates anew from the log",
+    operation_id="replay_pipeline",
+    status_code=202,
+    responses=web.problems(403, 404, 409, 422, 503, 507),
+)
+async def replay_pipeline(
+    name: AnyName,
+    request: Request,
+    pipeline: Running,
+    origin: Annotated[
+        int | None,
+        Query(
+            alias="from",
+            ge=0,
+            le=2**62,
+            description="A position of the log; without it, where the name was put first.",
+        ),
+    ] = None,
+    wait: Annotated[
+        Literal["done"] | None, Query(description="Answer when the new aggregates are in place.")
+    ] = None,
+) -> RebuildState:
+    """Beside the old ones, which are shown until the new ones take their place as a whole.
+
+    `GET /pipelines/{name}/replay` tells how far it is. What the log no longer holds (see
+    `QUEUE_RETAIN_DAYS`) cannot be built anew.
+    """
+    if origin is None:
+        builds = await run_in_threadpool(pipeline.store.builds)
+        origin = next((b.begins for b in builds if b.name == name and not b.shadow), 0)
+    await pipeline.rebuild(name, origin)
+    while wait and not request.app.state.stopping.is_set():
+        state = await run_in_threadpool(_rebuild_state, pipeline, name)
+        if state.state == "done":
+            return state
+        await until(request.app, _grown(pipeline), 0.5)
+    return await run_in_threadpool(_rebuild_state, pipeline, name)
+
+
+@app.get("/pipelines/{name}/replay", tags=["pipelines"], summary="How far the replay is",
+         operation_id="replay_state", responses=web.problems(403, 404, 422))  # fmt: skip
+async def replay_state(name: AnyName, pipeline: Running) -> RebuildState:
+    """`none`, `running` with its progress, or `done`."""
+    return await run_in_threadpool(_rebuild_state, pipeline, name)
+
+
+def _rebuild_state(pipeline: Pipeline, name: str) -> RebuildState:
+    pipeline.projection(name)
+    end = pipeline.queue.end
+    builds = {b.shadow: b for b in pipeline.store.builds() if b.name == name}
+    build = builds.get(True) or builds.get(False)
+    if build is None or not (build.shadow or build.progress):
+        return RebuildState(pipeline=name, state="none", end=end)
+    return RebuildState(
+        pipeline=name, state="running" if build.shadow else "done", origin=build.origin,
+        position=build.progress, end=end, events=build.events, misfits=build.misfits,
+    )  # fmt: skip
+
+
+async def _grown(pipeline: Pipeline) -> None:
+    if pipeline.grown is not None:
+        await pipeline.grown.wait()
 
 
 # --- results ----------------------------------------------------------------------------------
 
 
-@app.get(
-    "/aggregates",
-    tags=["results"],
-    summary="Windows and their values",
-    operation_id="aggregates",
-    responses=web.problems(403, 422),
-)
+@app.get("/aggregates", tags=["results"], summary="Windows and their values",
+         operation_id="aggregates", responses=web.problems(403, 422, 503))  # fmt: skip
 async def aggregates(
     request: Request,
     response: Response,
     pipeline: Running,
-    name: Annotated[
-        str | None, Query(alias="pipeline", description="`webhook` or `events`.")
-    ] = None,
-    group: Annotated[
-        list[str] | None,
-        Query(description="`<alias>:<value>`, such as `category:books`; all given ones hold."),
-    ] = None,
-    start: Annotated[
-        str | None,
-        Query(alias="from", description="Windows that start then or later (RFC 3339 or epoch)."),
-    ] = None,
-    end: Annotated[
-        str | None, Query(alias="to", description="Windows that start before (RFC 3339 or epoch).")
-    ] = None,
-    final: Annotated[bool | None, Query(description="Only closed, or only open windows.")] = None,
+    question: Annotated[Question, Depends()],
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     cursor: Annotated[str | None, Query(max_length=2048)] = None,
 ) -> AggregatePage:
     """Ordered by window, pipeline and group. Open windows are shown with `final` false."""
-    if name is not None and name not in PIPELINES:
-        raise web.Problem(422, "There is no such pipeline; there are: " + ", ".join(PIPELINES))
-    query = AggregateQuery(
-        pipeline=name,
-        group=tuple(_group_alternatives(each, name) for each in group or ()),
-        start=_moment(start, "from"),
-        end=_moment(end, "to"),
-        final=final,
-        after=_read_cursor(cursor, (int, str, str, int)) if cursor else None,
-        limit=limit,
-    )
+    after = read_cursor(cursor, (int, str, str, int)) if cursor else None
+    query = question.query(pipeline.projections, after=after, limit=limit)
     rows = await run_in_threadpool(pipeline.store.aggregates, query)
-    following = _write_cursor(rows[-1].cursor) if len(rows) == limit else None
-    _link_next(request, response, following)
-    return AggregatePage(items=[_aggregate_item(row) for row in rows], next=following)
-
-
-def _group_alternatives(text: str, name: str | None) -> tuple[tuple[str, int, str], ...]:
-    alias, colon, value = text.partition(":")
-    specs = PIPELINES.values() if name is None else (PIPELINES[name],)
-    found = tuple(
-        (spec.name, spec.aliases.index(alias), value) for spec in specs if alias in spec.aliases
-    )
-    if not colon or not found:
-        known = sorted({alias for spec in specs for alias in spec.aliases})
-        raise web.Problem(
-            422, f"A group is asked for as <alias>:<value>; the aliases are {', '.join(known)}."
-        )
-    return found
-
-
-def _moment(text: str | None, name: str) -> int | None:
-    if text is None:
-        return None
-    try:
-        value: Any = float(text)
-    except ValueError:
-        value = text
-    try:
-        return micros(msgspec.convert(value, Moment))
-    except (msgspec.ValidationError, ValueError):
-        raise web.Problem(
-            422,
-            f"`{name}` is no time: give RFC 3339 with an offset, such as 2026-01-15T10:00:00Z, or "
-            "epoch seconds.",
-        ) from None
-
-
-def _aggregate_item(row: Aggregate) -> AggregateItem:
-    spec = PIPELINES[row.pipeline]
-    return AggregateItem(
-        pipeline=row.pipeline,
-        window_start=_text_of(row.window_start),
-        window_end=_text_of(row.window_end),
-        group=dict(zip(spec.aliases, row.group, strict=True)),
-        values=spec.values(row.count, row.measures),
-        revision=row.revision,
-        final=row.final,
-    )
-
-
-def _text_of(moment: int) -> str:
-    text = (EPOCH + dt.timedelta(microseconds=moment)).isoformat()
-    return text.removesuffix("+00:00") + "Z"
-
-
-def _write_cursor(values: list[Any]) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode(values)).decode().rstrip("=")
-
-
-def _read_cursor(text: str, types: tuple[type, ...]) -> list[Any]:
-    try:
-        values = msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-    except (ValueError, binascii.Error, msgspec.DecodeError):
-        values = None
-    if (
-        not isinstance(values, list)
-        or tuple(map(type, values)) != types
-        or any(isinstance(value, int) and abs(value) >= 2**63 for value in values)
-    ):
-        raise web.Problem(
-            422, "The cursor was not issued here; take it from `next` of the page before."
-        )
-    return values
-
-
-def _link_next(request: Request, response: Response, following: str | None) -> None:
-    if following is not None:
-        url = request.url.include_query_params(cursor=following)
-        response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
+    following = write_cursor(rows[-1].cursor) if len(rows) == limit else None
+    link_next(request, response, following)
+    items = [
+        AggregateItem.model_validate(item_of(pipeline.projections[row.pipeline], row))
+        for row in rows
+        if row.pipeline in pipeline.projections
+    ]
+    return AggregatePage(items=items, next=following)
 
 
 @app.get(
-    "/stats",
+    "/aggregates/export",
     tags=["results"],
-    summary="Counts, backlog and latencies",
-    operation_id="stats",
-    responses=web.problems(403),
-)
+    summary="Aggregates as NDJSON or CSV",
+    operation_id="export_aggregates",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "Streamed, a page at a time.",
+            "content": {"application/x-ndjson": {"schema": {"type": "string"}},
+                        "text/csv": {"schema": {"type": "string"}}},
+        },
+        **web.problems(403, 422, 503),
+    },
+)  # fmt: skip
+async def export(
+    pipeline: Running,
+    question: Annotated[Question, Depends()],
+    format_: Annotated[Literal["ndjson", "csv"], Query(alias="format")] = "ndjson",
+) -> StreamingResponse:
+    """All that is asked for, of any length, in constant memory.
+
+    As CSV the parts of the group and the values of one pipeline have columns of their own.
+    """
+    query = question.query(pipeline.projections, limit=1000)
+    write: Callable[..., Iterator[bytes]] = as_csv if format_ == "csv" else as_ndjson
+    media_type = "text/csv; charset=utf-8" if format_ == "csv" else "application/x-ndjson"
+    return StreamingResponse(
+        write(pipeline.store, query, dict(pipeline.projections)),
+        media_type=media_type,
+        headers={"Content-Disposition": f'attachment; filename="aggregates.{format_}"'},
+    )
+
+
+@app.get("/stats", tags=["results"], summary="Counts, backlog and latencies",
+         operation_id="stats", responses=web.problems(403, 503))  # fmt: skip
 async def stats(pipeline: Running) -> StatsAnswer:
-    """Received is accepted + rejected + duplicates, always, also after a crash."""
+    """received = aggregated + duplicates + late + rejected, always, also after a crash."""
     by_source = await run_in_threadpool(pipeline.store.totals)
-    latest = await run_in_threadpool(pipeline.store.latest, EVENTS.name)
+    latest = await run_in_threadpool(pipeline.store.latest, "events")
     every = Totals()
-    pipelines = {}
+    shown = {}
     for name, totals in pipeline.totals.items():
-        late = by_source.get((name, ""), Totals()).late
-        shown = Totals(totals.accepted, totals.rejected, totals.duplicates, late)
-        every.add(shown)
+        stored = by_source.get((name, ""), Totals())
+        own = Totals(totals.accepted, totals.rejected, totals.duplicates, stored.late,
+                     stored.revised, totals.filtered)  # fmt: skip
+        every.add(own)
         sources = {
             source: Counts(**_counts(each))
             for (owner, source), each in by_source.items()
             if owner == name and source
         }
-        pipelines[name] = PipelineCounts(**_counts(shown), sources=sources)
+        shown[name] = PipelineCounts(**_counts(own), sources=sources)
     figures = pipeline.latencies.percentiles()
-    queue = pipeline.queue.statistics()
     return StatsAnswer(
         **_counts(every),
-        applied=pipeline.applied_events,
+        applied=every.accepted - pipeline.backlog_events,
         backlog_events=pipeline.backlog_events,
         backlog_bytes=pipeline.backlog_bytes,
         events_per_second=pipeline.rate.per_second(),
         latency=LatencyFigures(
             count=figures.count, p50_ms=figures.p50, p95_ms=figures.p95, p99_ms=figures.p99
         ),
-        pipelines=pipelines,
-        aggregations=[_latest_window(row) for row in latest],
-        queue=vars(queue),
+        pipelines=shown,
+        aggregations=[_latest_window(pipeline, row) for row in latest],
+        queue=vars(pipeline.queue.statistics()),
         resources=pipeline.get_resource_metrics(),
     )
 
@@ -549,63 +580,144 @@ def _counts(totals: Totals) -> dict[str, int]:
     return {
         "received": totals.received,
         "accepted": totals.accepted,
+        "aggregated": totals.accepted - totals.late,
         "rejected": totals.rejected,
         "duplicates": totals.duplicates,
         "late": totals.late,
+        "revised": totals.revised,
+        "filtered": totals.filtered,
     }
 
 
-def _latest_window(row: Aggregate) -> LatestWindow:
+def _latest_window(pipeline: Pipeline, row: Any) -> LatestWindow:
+    item = item_of(pipeline.projection("events"), row)
     return LatestWindow(
-        source=row.group[0],
-        event_type=row.group[1],
-        window_start=_text_of(row.window_start),
-        window_end=_text_of(row.window_end),
-        values=EVENTS.values(row.count, row.measures),
-        final=row.final,
+        source=str(item["group"]["source"]),
+        event_type=str(item["group"]["event_type"]),
+        window_start=item["window_start"],
+        window_end=item["window_end"],
+        values=item["values"],
+        final=item["final"],
     )
 
 
-@app.get(
-    "/dead-letters",
-    tags=["results"],
-    summary="Records that were refused",
-    operation_id="dead_letters",
-    responses=web.problems(403, 422),
-)
+@app.get("/dead-letters", tags=["results"], summary="Records that were refused or too late",
+         operation_id="dead_letters", responses=web.problems(403, 422, 503))  # fmt: skip
 async def dead_letters(
     request: Request,
     response: Response,
     pipeline: Running,
+    name: Annotated[str | None, Query(alias="pipeline", max_length=64)] = None,
+    code: Annotated[str | None, Query(max_length=32, description="Such as `late`.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     cursor: Annotated[str | None, Query(max_length=2048)] = None,
 ) -> DeadLetterPage:
-    """Where each stood, why, and the first 2,048 of its bytes; the last 10,000 are kept."""
-    after = _read_cursor(cursor, (int,))[0] if cursor else 0
-    rows = await run_in_threadpool(pipeline.store.dead_letters, after, limit)
-    following = _write_cursor([rows[-1].id]) if len(rows) == limit else None
-    _link_next(request, response, following)
-    return DeadLetterPage(items=[_dead_letter_item(row) for row in rows], next=following)
+    """Where each stood, why, and the first 16 KiB of its bytes; the last 10,000 are kept."""
+    after = read_cursor(cursor, (int,))[0] if cursor else 0
+    rows = await run_in_threadpool(pipeline.store.dead_letters, after, limit, name, code)
+    following = write_cursor([rows[-1].id]) if len(rows) == limit else None
+    link_next(request, response, following)
+    items = [DeadLetterItem.model_validate(letter_fields(row)) for row in rows]
+    return DeadLetterPage(items=items, next=following)
 
 
-def _dead_letter_item(letter: DeadLetter) -> DeadLetterItem:
-    record = letter.record
-    item = DeadLetterItem(
-        id=letter.id,
-        pipeline=letter.pipeline,
-        received_at=_text_of(letter.received),
-        position=letter.position,
-        line=record.line,
-        index=record.index,
-        offset=record.offset,
-        code=record.code,
-        message=record.message,
-    )
-    try:
-        item.text = record.raw.decode()
-    except UnicodeDecodeError:
-        item.base64 = base64.b64encode(record.raw).decode()
-    return item
+@app.post("/dead-letters/replay", tags=["results"], summary="Try dead letters again",
+          operation_id="replay_dead_letters",
+          responses=web.problems(403, 409, 422, 429, 503, 507))  # fmt: skip
+async def replay_dead_letters(
+    pipeline: Running,
+    name: Annotated[str | None, Query(alias="pipeline", max_length=64)] = None,
+    code: Annotated[str | None, Query(max_length=32)] = None,
+) -> ReplayAnswer:
+    """After a fix: each is sent through its pipeline as that is now, and comes to life once."""
+    return ReplayAnswer(**await pipeline.replay_dead_letters(name, code))
+
+
+# --- queue ------------------------------------------------------------------------------------
+
+
+@app.get("/queue", tags=["queue"], summary="The topics", operation_id="queue",
+         responses=web.problems(403, 503))  # fmt: skip
+async def queue(pipeline: Running) -> QueueAnswer:
+    """`ingest`: every accepted record; `aggregates`: windows closed and revised; `dead-letters`."""
+
+    def look() -> list[TopicAnswer]:
+        answers = []
+        for topic in TOPICS:
+            state = pipeline.topics.state(topic)
+            consumers = [
+                ConsumerState(consumer=name, offset=offset, behind=max(0, state.next - offset))
+                for name, offset in pipeline.topics.consumers(topic).items()
+            ]
+            answers.append(TopicAnswer(topic=topic, first=state.first, next=state.next,
+                                       bytes=state.bytes, consumers=consumers))  # fmt: skip
+        return answers
+
+    return QueueAnswer(topics=await run_in_threadpool(look))
+
+
+@app.get("/queue/{topic}", tags=["queue"], summary="Read a topic", operation_id="read_topic",
+         responses=web.problems(403, 404, 422, 503))  # fmt: skip
+async def read_topic(
+    topic: TopicName,
+    request: Request,
+    pipeline: Running,
+    consumer: Annotated[
+        str | None, Query(max_length=64, description="From where this consumer stands.")
+    ] = None,
+    offset: Annotated[
+        int | None, Query(ge=0, le=2**62, description="From here instead; 0 is the oldest.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    wait: Annotated[
+        float, Query(ge=0, le=MAX_WAIT_SECONDS, description="For the first message, in seconds.")
+    ] = 0,
+) -> QueuePage:
+    """Nothing moves before the offset is committed: after a crash the same messages come again."""
+    deadline = time.monotonic() + wait
+    while True:
+        grown = pipeline.grown
+        page = await run_in_threadpool(
+            pipeline.topics.read, topic, offset, consumer=consumer, limit=limit
+        )
+        left = deadline - time.monotonic()
+        if page.items or left <= 0 or grown is None or request.app.state.stopping.is_set():
+            break
+        await until(request.app, grown.wait(), left)
+    items = [QueueItem(offset=item.offset, value=item.decoded()) for item in page.items]
+    return QueuePage(items=items, next=page.next)
+
+
+@app.post("/queue/{topic}/consumers/{consumer}", tags=["queue"], summary="Commit an offset",
+          operation_id="commit_offset", openapi_extra=_json_example({"offset": 0}),
+          responses=web.problems(400, 403, 404, 415, 422, 503))  # fmt: skip
+async def commit_offset(
+    topic: TopicName,
+    consumer: Annotated[str, Path(max_length=256, examples=["billing"])],
+    body: Offset,
+    pipeline: Running,
+) -> Committed:
+    """What was read before it does not come again to this consumer. Going back is possible."""
+    await run_in_threadpool(pipeline.topics.commit, topic, consumer, body.offset)
+    return Committed(topic=topic, consumer=consumer, offset=body.offset)
+
+
+# --- housekeeping -----------------------------------------------------------------------------
+
+
+@app.delete("/data/cleanup", tags=["service"], summary="Delete what is old",
+            operation_id="cleanup", responses=web.problems(403, 422, 429, 503))  # fmt: skip
+async def cleanup(
+    pipeline: Running,
+    days_old: Annotated[float, Query(ge=1, le=36_600, allow_inf_nan=False)] = 30,
+    dry_run: Annotated[bool, Query(description="Only tell how much it would be.")] = False,
+) -> CleanupAnswer:
+    """Closed windows that ended, dead letters that came, and applied segments and uploads of the
+    log that were written more than `days_old` days ago. Nothing unapplied ever goes.
+    """
+    deleted = await pipeline.cleanup(days_old, dry_run=dry_run)
+    log.info("cleanup", days_old=days_old, dry_run=dry_run, **deleted)
+    return CleanupAnswer(deleted=deleted, dry_run=dry_run)
 
 
 if __name__ == "__main__":

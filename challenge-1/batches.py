@@ -1,4 +1,8 @@
-"""What the log holds: batches of accepted records, and the commits of whole uploads."""
+"""What the log holds: batches of records, commits of whole uploads, and what pipelines there are.
+
+The order of the log is the order of everything. That a pipeline was put, that a source has been
+quiet, that a rebuild was asked for are messages too, so a replay decides as the first time.
+"""
 
 from typing import Any, Final
 
@@ -10,6 +14,10 @@ from parsing import Rejected
 BATCH: Final = 1  # kinds of messages
 UPLOAD: Final = 2
 PROBE: Final = 3  # says only that the disk took it
+PUT: Final = 4
+DROP: Final = 5
+REBUILD: Final = 6
+IDLE: Final = 7
 
 
 class Receipt(Struct):
@@ -21,6 +29,7 @@ class Receipt(Struct):
     errors: list[dict[str, Any]]
     status: int = 202
     position: int = 0
+    filtered: int = 0
 
 
 class Promise(Struct, array_like=True):
@@ -32,17 +41,19 @@ class Promise(Struct, array_like=True):
 
 
 class Batch(Struct, array_like=True):
-    """Records accepted together, as NDJSON, and what else their body held."""
+    """Records taken together, as NDJSON (with those filtered out), and what else was there."""
 
     pipeline: str
     arrival: int  # microseconds since the epoch
     body: bytes
     accepted: int
-    keys: bytes = b""  # of the accepted records, packed
+    keys: bytes = b""  # of the records, packed
     duplicates: dict[str, int] = {}  # by source
     rejected: list[Rejected] = []
     promise: Promise | None = None
     first: int = 0  # in an upload: how many records stand before these
+    filtered: int = 0
+    replayed: dict[int, str] = {}  # dead letters that came to life here, and their codes
 
 
 class Upload(Struct, array_like=True):
@@ -58,9 +69,40 @@ class Upload(Struct, array_like=True):
     rejected: int = 0
     skip: bytes = b""
     promise: Promise | None = None
+    filtered: int = 0
+
+
+class Put(Struct, array_like=True):
+    """A pipeline is there from here on, and begins empty."""
+
+    name: str
+    spec: str
+
+
+class Drop(Struct, array_like=True):
+    """A pipeline is gone."""
+
+    name: str
+
+
+class Rebuild(Struct, array_like=True):
+    """The aggregates of a pipeline are to be built anew from a position of the log."""
+
+    name: str
+    origin: int
+
+
+class Idle(Struct, array_like=True):
+    """Sources that have been quiet: pipeline, source, and the position of their last event."""
+
+    sources: list[tuple[str, str, int]]
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
 encode = _encoder.encode
 decode_batch: Final = msgspec.msgpack.Decoder(Batch).decode
 decode_upload: Final = msgspec.msgpack.Decoder(Upload).decode
+decode_put: Final = msgspec.msgpack.Decoder(Put).decode
+decode_drop: Final = msgspec.msgpack.Decoder(Drop).decode
+decode_rebuild: Final = msgspec.msgpack.Decoder(Rebuild).decode
+decode_idle: Final = msgspec.msgpack.Decoder(Idle).decode

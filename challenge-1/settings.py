@@ -42,6 +42,28 @@ class Settings(BaseSettings):
         le=20_000_000,
         description="At least so many event ids and idempotency keys are remembered.",
     )
+    max_future_seconds: float = Field(
+        default=3600, ge=0, le=366 * 86_400,
+        description="An event time further ahead than this is refused as `future`.",
+    )  # fmt: skip
+    max_keys: int = Field(
+        default=100_000,
+        ge=1,
+        le=10_000_000,
+        description="Groups with open windows per pipeline; more are counted as `(other)`.",
+    )
+    queue_retain_days: float = Field(
+        default=7, gt=0, le=3660, description="Applied log and topics are kept for so long."
+    )
+    queue_max_bytes: int = Field(
+        default=512 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Applied log and uploads, and each topic, are kept up to so many bytes.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="One or several secrets; once set, events must be signed (Standard Webhooks).",
+    )
     parser: Literal["msgspec", "ijson"] = Field(
         default="msgspec", description="What decodes events; ijson sends NDJSON through ijson too."
     )

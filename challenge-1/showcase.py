@@ -29,6 +29,7 @@ sys.path.insert(0, str(FOLDER / "benchmarks"))
 
 from load import run, webhook_body  # noqa: E402  (found by the line above)
 
+import traffic_showcase  # noqa: E402
 from storage import AggregateQuery  # noqa: E402
 from utils import Pipeline  # noqa: E402
 
@@ -274,12 +275,12 @@ def performance(*, quick: bool, seed: int) -> None:
 def main() -> None:
     """Run one mode."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("mode", choices=("etl", "webhook", "performance"))
+    parser.add_argument("mode", choices=("etl", "webhook", "performance", *traffic_showcase.MODES))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
     modes: dict[str, Callable[..., None]] = {
-        "etl": etl, "webhook": webhook, "performance": performance,
+        "etl": etl, "webhook": webhook, "performance": performance, **traffic_showcase.MODES,
     }  # fmt: skip
     modes[arguments.mode](quick=arguments.quick, seed=arguments.seed)
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -101,8 +102,19 @@ class MessageQueue(Protocol):
         """The position up to which everything is durable."""
         ...
 
-    def trim(self, position: int) -> int:
-        """Forget whole segments before `position`; return the first position still kept."""
+    def trim(
+        self,
+        position: int,
+        *,
+        older_than: float | None = None,
+        keep_bytes: int | None = None,
+        dry_run: bool = False,
+    ) -> int:
+        """Forget segments that end before `position`; return how many.
+
+        With bounds only those last written before `older_than` (seconds since the epoch) or
+        beyond the newest `keep_bytes`.
+        """
         ...
 
     def statistics(self) -> QueueStatistics:
@@ -142,7 +154,7 @@ class FileQueue:
         self._torn_bytes = self._appended = self._syncs = self._refusals = 0
         self._corrupt: set[int] = set()  # where damage was met
         make_directory(directory)
-        self._bases = self._find_segments()
+        self._bases = find_segments(directory)
         self._fd = -1
         self._base = self._end = 0
         self._recover()
@@ -274,20 +286,6 @@ class FileQueue:
 
     # --- recovery ---
 
-    def _find_segments(self) -> list[int]:
-        bases = []
-        for entry in os.scandir(self.directory):
-            name = entry.name
-            if not name.endswith(SUFFIX) or not name[: -len(SUFFIX)].isdigit():
-                continue
-            if not entry.is_file(follow_symlinks=False):
-                raise QueueError(
-                    f"The queue holds {name!r}, which is no regular file. Links are not followed; "
-                    "move it away."
-                )
-            bases.append(int(name[: -len(SUFFIX)]))
-        return sorted(bases)
-
     def _recover(self) -> None:
         if not self._bases:
             return
@@ -328,20 +326,35 @@ class FileQueue:
 
     def _scan(self, base: int, position: int) -> Iterator[Message | int]:
         """Yield messages, and the position of each stretch of damage that whole frames follow."""
-        fd = os.open(self._path(base), os.O_RDONLY | SAFE_FLAGS)
-        with os.fdopen(fd, "rb") as file:
-            file.seek(position - base)
-            yield from scan_frames(file.read, position)
+        yield from _scan_segment(self._path(base), base, position)
 
-    def trim(self, position: int) -> int:
-        """Forget whole segments before `position`; return the first position still kept.
+    def trim(
+        self,
+        position: int,
+        *,
+        older_than: float | None = None,
+        keep_bytes: int | None = None,
+        dry_run: bool = False,
+    ) -> int:
+        """Forget segments that end before `position`; return how many.
 
         Belongs to the one thread that reads; appends may go on meanwhile.
         """
-        while len(self._bases) > 1 and self._bases[1] <= position:
-            self._path(self._bases[0]).unlink(missing_ok=True)
-            self._bases.pop(0)
-        return self._bases[0] if self._bases else self._end
+        gone = 0
+        for base, following in pairwise(list(self._bases)):
+            path = self._path(base)
+            if following > position:
+                break
+            if (older_than, keep_bytes) != (None, None):
+                is_old = older_than is not None and path.stat().st_mtime < older_than
+                is_beyond = keep_bytes is not None and self._end - base > keep_bytes
+                if not (is_old or is_beyond):
+                    break
+            gone += 1
+            if not dry_run:
+                path.unlink(missing_ok=True)
+                self._bases.remove(base)
+        return gone
 
     def statistics(self) -> QueueStatistics:
         """Figures for `/stats`."""
@@ -366,7 +379,51 @@ class FileQueue:
             self._fd = -1
 
     def _path(self, base: int) -> Path:
-        return self.directory / f"{base:020d}{SUFFIX}"
+        return segment_path(self.directory, base)
+
+
+def segment_path(directory: Path, base: int) -> Path:
+    """The file of the segment that begins at this position."""
+    return directory / f"{base:020d}{SUFFIX}"
+
+
+def find_segments(directory: Path) -> list[int]:
+    """Where the segments in a directory begin; raises QueueError for one that is a link."""
+    bases = []
+    for entry in os.scandir(directory):
+        name = entry.name
+        if not name.endswith(SUFFIX) or not name[: -len(SUFFIX)].isdigit():
+            continue
+        if not entry.is_file(follow_symlinks=False):
+            raise QueueError(
+                f"The queue holds {name!r}, which is no regular file. Links are not followed; "
+                "move it away."
+            )
+        bases.append(int(name[: -len(SUFFIX)]))
+    return sorted(bases)
+
+
+def _scan_segment(path: Path, base: int, position: int) -> Iterator[Message | int]:
+    fd = os.open(path, os.O_RDONLY | SAFE_FLAGS)
+    with os.fdopen(fd, "rb") as file:
+        file.seek(position - base)
+        yield from scan_frames(file.read, position)
+
+
+def read_log(directory: Path, position: int) -> Iterator[Message]:
+    """Yield the whole messages of a queue from a position on, without owning or changing it.
+
+    For other processes, beside the one that writes or without it; a segment that is retained away
+    meanwhile is passed over.
+    """
+    bases = find_segments(directory) if directory.is_dir() else []
+    for base, following in zip(bases, [*bases[1:], 1 << 62], strict=True):
+        if following <= position:
+            continue
+        with suppress(FileNotFoundError):
+            for found in _scan_segment(segment_path(directory, base), base, max(base, position)):
+                if isinstance(found, Message) and found.start < following:
+                    yield found
 
 
 def scan_frames(read: Callable[[int], bytes], position: int) -> Iterator[Message | int]:

@@ -3,22 +3,19 @@
     body -> blocks -> decoded once -> log (one shared fdatasync) -> acknowledged
                                        |
                                        +-> applier thread -> ONE transaction {aggregates, position,
-                                           watermarks, dedupe keys, answers, dead letters}
+                                           watermarks, dedupe keys, answers, dead letters, messages}
 
-The event loop owns acceptance: dedupe, admission, the log. The applier thread owns the aggregates.
-They share the log, and a hand-over of what was decoded already. Nothing here knows HTTP.
+The event loop owns acceptance: pipelines, dedupe, admission, the log. The applier thread owns the
+aggregates. They share the log, and a hand-over of what is decoded already. Nothing here knows HTTP.
 """
 
 import asyncio
 import hashlib
 import logging
 import math
-import os
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -26,44 +23,48 @@ from typing import Any, Final, Self
 
 import msgspec
 import psutil
+from pydantic import ValidationError
 
-from aggregation import EVENTS, PIPELINES, WEBHOOK, Spec
-from applier import Applied, Applier, Handed, is_marked, read_upload
+import builtin
+from answers import Answers, Busy, Key, KeyReused
+from applier import Applied, Applier, Handed, Retention
 from batches import (
     BATCH,
+    DROP,
+    IDLE,
     PROBE,
+    PUT,
+    REBUILD,
     UPLOAD,
     Batch,
+    Drop,
+    Idle,
     Promise,
+    Put,
+    Rebuild,
     Receipt,
     Upload,
     decode_batch,
+    decode_drop,
+    decode_put,
     decode_upload,
+    encode,
 )
-from batches import encode as encode_message
 from dedupe import KeyHash, SeenKeys, pack_keys, unpack_keys
 from holder import Held, Holder
+from intake import Intake, filtered_of, reported
 from measures import Latencies, Rate
-from parsing import Block, BodyError, Decoder, Form, Reader, Rejected, read_whole
-from spool import (
-    FDATASYNC,
-    SAFE_FLAGS,
-    FileQueue,
-    QueueError,
-    QueueRefused,
-    Sync,
-    encode_frame,
-    make_directory,
-    sync_directory,
-    write_all,
-)
-from storage import SQLiteStore, StoreError, StoreRefused, Totals
-from windows import MICROSECONDS, Tumbling
+from parsing import Block, BodyError, Decoder, Form, Reader, read_whole
+from projection import Projection, compile_spec
+from specs import MAX_PIPELINES, PipelineSpec
+from spool import FDATASYNC, Appended, FileQueue, QueueError, QueueRefused, Sync, make_directory
+from sqlite_store import SQLiteStore
+from storage import DeadLetter, StoreError, StoreRefused, Totals
+from topics import Topics
+from uploads import is_marked, read_upload
+from windows import MICROSECONDS, Window
 
 __all__ = [
-    "EVENTS",
-    "PIPELINES",
-    "WEBHOOK",
     "BodyError",
     "Busy",
     "EventRejected",
@@ -71,46 +72,32 @@ __all__ = [
     "Intake",
     "KeyReused",
     "Pipeline",
+    "PipelineConflict",
+    "PipelineSpec",
+    "PipelineUnknown",
+    "Projection",
     "QueueError",
     "QueueRefused",
     "Receipt",
-    "Spec",
     "StoreError",
     "StoreRefused",
+    "Topics",
     "Totals",
 ]
 
-Appended = asyncio.Future[tuple[int, int]]
-
-INLINE_BYTES: Final = 256 * 1024  # larger bodies are staged in a file of their own
-STAGED_SYNC_BYTES: Final = 16 * 1024 * 1024
-KEYS_PER_TURN: Final = 2_000  # of an upload, before other requests get a turn
-REPORTED_ERRORS: Final = 20
-
-
-class Busy(Exception):
-    """More is waiting than the bounds allow; try again after `retry_after` seconds."""
-
-    def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class KeyReused(Exception):
-    """An Idempotency-Key came back with another body."""
+REPLAYED_AT_ONCE: Final = 200  # dead letters that come to life in one message
 
 
 class EventRejected(ValueError):
     """An event does not have the shape of its pipeline."""
 
 
-@dataclass
-class _Promised:
-    """An Idempotency-Key whose first request is on its way."""
+class PipelineUnknown(LookupError):
+    """There is no pipeline of this name."""
 
-    body: bytes
-    answer: "asyncio.Future[Receipt]"
-    submitted: bool = False  # from then on only the log decides
+
+class PipelineConflict(Exception):
+    """The pipeline is not what the request takes it for."""
 
 
 class Pipeline:
@@ -134,23 +121,33 @@ class Pipeline:
         max_event_bytes: int = 1024 * 1024,
         backlog_max_bytes: int = 256 * 1024 * 1024,
         dedupe_keys: int = 1_000_000,
+        max_keys: int = 100_000,
+        max_future_seconds: float = 3600,
+        retention: Retention | None = None,
         parser: str = "msgspec",
         clock: Callable[[], float] = time.time,
         sync: Sync = FDATASYNC,
     ) -> None:
-        self.window = Tumbling.of_seconds(window_secs)
+        self.window = Window.of("tumbling", window_secs, revises_for_ever=True)
         self.db_path = Path(db_path)
         self.queue_dir = Path(queue_dir or self.db_path.with_suffix(".queue"))
+        self.uploads = self.queue_dir / "uploads"
         self.queue_maxsize = queue_maxsize
         self.max_event_bytes = max_event_bytes
         self.backlog_max_bytes = backlog_max_bytes
         self.dedupe_keys = dedupe_keys
+        self.max_keys = max_keys
+        self.max_future_seconds = max_future_seconds
+        self.retention = retention or Retention()
         self.parser = parser
         self.ingest_q = IngestQueue(self)
         self.latencies = Latencies(time.monotonic)
         self.rate = Rate(time.monotonic)
         self.clock = clock
-        self._sync = sync
+        self.sync = sync
+        self._built_in = {
+            each.name: each for each in (builtin.webhook(window_secs), builtin.events())
+        }
         self._log = logger or logging.getLogger("pipeline")
         self._holders: list[Holder] = []
         self._applier: Applier | None = None
@@ -189,10 +186,10 @@ class Pipeline:
         try:
             for path in (self.queue_dir / "holder", Path(f"{self.db_path}.lock")):
                 self._holders.append(Holder(path))
-            self._uploads = self.queue_dir / "uploads"
-            make_directory(self._uploads)
+            make_directory(self.uploads)
             self.store = SQLiteStore(self.db_path, keep_keys=self.dedupe_keys)
-            self.queue = FileQueue(self.queue_dir / "ingest", sync=self._sync)
+            self.queue = FileQueue(self.queue_dir / "ingest", sync=self.sync)
+            self.topics = Topics(self.store, self.queue_dir, lambda: self.queue.end)
             self._recover()
         except BaseException:
             self._release()
@@ -201,25 +198,36 @@ class Pipeline:
 
     def _recover(self) -> None:
         """Rebuild what lives in memory from the store and the unapplied end of the log."""
-        self._hash = KeyHash(self.store.secret)
-        self._seen = SeenKeys(self.dedupe_keys)
+        self.store.ensure_built_in({n: p.window.lateness for n, p in self._built_in.items()})
+        self.key_hash = KeyHash(self.store.secret)
+        self.seen = SeenKeys(self.dedupe_keys)
+        self.answers = Answers(self.store)
         self._claimed: dict[int, None] = {}  # keys of what is being made durable
-        self._promised: dict[bytes, _Promised] = {}
-        self._unapplied: dict[bytes, tuple[bytes, Receipt]] = {}
-        self._merging = asyncio.Lock()
-        self.decoders = {n: Decoder(spec, self.parser) for n, spec in PIPELINES.items()}
+        self.merging = asyncio.Lock()
+        self._changing = asyncio.Lock()
+        self._replaying = asyncio.Lock()
+        self._revived: set[int] = set()  # dead letters that came to life, not yet applied
+        self.projections: dict[str, Projection] = {}
+        self.decoders: dict[str, Decoder] = {}
+        self.put_at: dict[str, int] = {}  # where the log says that the pipeline is there
+        self.totals: dict[str, Totals] = {}
         self._submitted: set[Appended] = set()
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
-        self.totals: dict[str, Totals] = {name: Totals() for name in PIPELINES}
-        self.waiting = self.staging = 0
+        self.grown: asyncio.Event | None = None
+        self.waiting = 0
         self.store_works = self.queue_works = True
         self._upload_backlog = self._reported_damage = 0
+        for build in self.store.builds():
+            if not build.shadow:
+                self._adopt(self._compile(build.name, build.spec), build.id)
         for keys in self.store.seen():
-            self._seen.update(unpack_keys(keys))
+            self.seen.update(unpack_keys(keys))
         for (name, source), totals in self.store.totals().items():
-            if not source:
+            if not source and name in self.totals:
                 self.totals[name] = totals
-        self.applied_events = sum(totals.accepted for totals in self.totals.values())
+        self.applied_events = self.accepted_events = sum(
+            totals.accepted for totals in self.totals.values()
+        )
         live = {upload.name for upload in self.store.uploads()}
         self.queue_position = self.store.position()
         if self.queue_position > self.queue.end:
@@ -234,39 +242,45 @@ class Pipeline:
                 upload = decode_upload(message.payload)
                 live.add(upload.name)
                 self._recover_upload(upload, message.end)
-        for path in self._uploads.iterdir():
+            elif message.kind == PUT:
+                put = decode_put(message.payload)
+                self._adopt(self._compile(put.name, put.spec), message.end)
+            elif message.kind == DROP:
+                self._abandon(decode_drop(message.payload).name)
+        for path in self.uploads.iterdir():
             if path.name not in live:  # never committed: its client was not answered
                 path.unlink()
 
     def _recover_batch(self, batch: Batch, end: int) -> None:
-        self._seen.update(unpack_keys(batch.keys))
-        self._count(batch.pipeline, batch.accepted, len(batch.rejected), batch.duplicates)
-        self._keep_answer(batch.promise, end)
+        self.seen.update(unpack_keys(batch.keys))
+        self._count(batch)
+        self._revived.update(batch.replayed)
+        self.answers.recovered(batch.promise, end)
 
     def _recover_upload(self, upload: Upload, end: int) -> None:
         with suppress(FileNotFoundError):
-            for batch in read_upload(self._uploads / upload.name):
+            for batch in read_upload(self.uploads / upload.name):
                 for place, key in enumerate(unpack_keys(batch.keys), batch.first):
                     if not is_marked(upload.skip, place):
-                        self._seen.add(key)
+                        self.seen.add(key)
         self._upload_backlog += upload.length
-        self._count(upload.pipeline, upload.accepted, upload.rejected, upload.duplicates)
-        self._keep_answer(upload.promise, end)
-
-    def _keep_answer(self, promise: Promise | None, end: int) -> None:
-        if promise is not None:
-            promise.receipt.position = end
-            self._unapplied[promise.key] = (promise.body, promise.receipt)
+        self._count_upload(upload)
+        self.answers.recovered(upload.promise, end)
 
     async def start_workers(self) -> None:
         """Begin to apply; call it in the event loop that will accept."""
         self._loop = asyncio.get_running_loop()
+        self.grown = asyncio.Event()
         applier = Applier(
             self.queue,
             self.store,
-            self._uploads,
-            window=self.window,
+            self.uploads,
+            compile_=self._compile,
             notify=self._notify,
+            quiet=self._submit_quiet,
+            wall=self.clock,
+            max_keys=self.max_keys,
+            retention=self.retention,
         )
         self._applier = applier
         applier.start()
@@ -278,8 +292,7 @@ class Pipeline:
         """
         applier, self._applier = self._applier, None
         if applier is not None:
-            while self._submitted:
-                await asyncio.wait(self._submitted)
+            await self.settled()
             await asyncio.to_thread(applier.stop, timeout)
 
     def close(self) -> None:
@@ -300,6 +313,122 @@ class Pipeline:
         while self._holders:
             self._holders.pop().release()
 
+    # --- pipelines ---
+
+    def _compile(self, name: str, spec: str | None) -> Projection:
+        if name in self._built_in:
+            return self._built_in[name]
+        return compile_spec(name, PipelineSpec.model_validate_json(spec or "{}"))
+
+    def _adopt(self, projection: Projection, position: int) -> None:
+        """From here on this is the pipeline of its name; it begins empty."""
+        name = projection.name
+        self.projections[name] = projection
+        self.decoders[name] = Decoder(projection, self.parser, self._horizon)
+        self.put_at[name] = position
+        self.totals[name] = Totals()
+
+    def _abandon(self, name: str) -> None:
+        for part in self._registry().values():
+            part.pop(name, None)
+
+    def _horizon(self) -> int:
+        return round((self.clock() + self.max_future_seconds) * MICROSECONDS)
+
+    def projection(self, name: str) -> Projection:
+        """The pipeline of this name; raises PipelineUnknown."""
+        try:
+            return self.projections[name]
+        except KeyError:
+            raise PipelineUnknown(
+                "There is no pipeline of this name; GET /pipelines lists those there are."
+            ) from None
+
+    def check_current(self, projection: Projection) -> None:
+        """Raise PipelineConflict when the pipeline was put anew or deleted in the meantime."""
+        if self.projections.get(projection.name) is not projection:
+            raise PipelineConflict(
+                "The pipeline was changed or deleted while this came in; nothing of it was kept."
+            )
+
+    async def put_pipeline(self, name: str, spec: PipelineSpec, *, replace: bool = False) -> bool:
+        """Make a pipeline, durable when this returns; True when it is new or starts anew.
+
+        The same spec again changes nothing; another one raises PipelineConflict unless `replace`,
+        which lets the pipeline start empty.
+        """
+        async with self._changing:
+            if name in self._built_in:
+                raise PipelineConflict(f"`{name}` is built in and cannot be changed.")
+            known = self.projections.get(name)
+            if known is not None and known.spec is not None:
+                if known.spec.canonical() == spec.canonical():
+                    return False
+                if not replace:
+                    raise PipelineConflict(
+                        "There is another pipeline of this name. Delete it, choose another name, "
+                        "or put it with ?replace=true: then its aggregates start empty."
+                    )
+            elif len(self.projections) - len(self._built_in) >= MAX_PIPELINES:
+                raise PipelineConflict(
+                    f"There are {MAX_PIPELINES} pipelines, which is the bound: delete one first."
+                )
+            projection = compile_spec(name, spec)
+            await self._change(name, PUT, Put(name, spec.canonical()), projection)
+            return True
+
+    async def delete_pipeline(self, name: str) -> None:
+        """Delete a pipeline and its aggregates, durable when this returns."""
+        async with self._changing:
+            if name in self._built_in:
+                raise PipelineConflict(f"`{name}` is built in and cannot be deleted.")
+            self.projection(name)
+            await self._change(name, DROP, Drop(name), None)
+
+    async def _change(
+        self, name: str, kind: int, message: Put | Drop, projection: Projection | None
+    ) -> None:
+        """Log the change. What was read for the old pipeline cannot be committed behind it."""
+        before = {key: part.get(name) for key, part in self._registry().items()}
+        self._abandon(name)
+        try:
+            promise = self.queue.submit(kind, encode(message))
+            self._submitted.add(promise)
+            promise.add_done_callback(self._submission_settled)
+            _, end = await asyncio.shield(promise)
+        except BaseException:
+            for key, part in self._registry().items():
+                if before[key] is not None:
+                    part[name] = before[key]
+            raise
+        if projection is not None:
+            self._adopt(projection, end)
+        await self.applied(end)
+
+    def _registry(self) -> dict[str, dict[str, Any]]:
+        return {
+            "projections": self.projections, "decoders": self.decoders, "put_at": self.put_at,
+            "totals": self.totals,
+        }  # fmt: skip
+
+    async def rebuild(self, name: str, origin: int) -> int:
+        """Ask for the aggregates to be built anew from a position of the log; tell where that is.
+
+        Raises PipelineConflict while one is under way or when the log does not go back so far.
+        """
+        self.projection(name)
+        first, end = self.queue.statistics().first, self.queue.end
+        if not 0 <= origin <= end:
+            raise PipelineConflict(f"`from` is a position of the log, which ends at {end}.")
+        if any(build.shadow and build.name == name for build in self.store.builds()):
+            raise PipelineConflict("A rebuild of this pipeline is under way; wait for its end.")
+        message = Rebuild(name, max(origin, first))
+        promise = self.queue.submit(REBUILD, encode(message))
+        promise.add_done_callback(self._submission_settled)
+        _, position = await asyncio.shield(promise)
+        await self.applied(position)
+        return position
+
     # --- accepting ---
 
     def admit(self) -> None:
@@ -314,17 +443,18 @@ class Pipeline:
                 min(60, max(1, math.ceil(seconds / 2))),
             )
 
-    def intake(self, spec: Spec) -> "Intake":
+    def intake(self, projection: Projection) -> Intake:
         """Begin to take one body."""
-        return Intake(self, spec)
+        return Intake(self, projection)
 
-    def reader(self, spec: Spec, form: Form) -> Reader:
+    def reader(self, projection: Projection, form: Form, records: str = "") -> Reader:
         """A reader for one body of this form."""
-        return Reader(self.decoders[spec.name], form, max_event_bytes=self.max_event_bytes)
+        decoder = self.decoders[projection.name]
+        return Reader(decoder, form, max_event_bytes=self.max_event_bytes, records=records)
 
-    def read_whole(self, spec: Spec, form: Form, data: bytes) -> Block | None:
+    def read_whole(self, projection: Projection, form: Form, data: bytes) -> Block | None:
         """The block of a small object that came in one piece; None for every other body."""
-        return read_whole(self.decoders[spec.name], form, data, self.max_event_bytes)
+        return read_whole(self.decoders[projection.name], form, data, self.max_event_bytes)
 
     async def applied(self, position: int) -> None:
         """Return once everything before `position` can be seen in the aggregates."""
@@ -334,6 +464,11 @@ class Pipeline:
         self._waiters.append((position, waiter))
         self._applier.wake(hurry=True)
         await waiter
+
+    async def settled(self) -> None:
+        """Return once the log has taken or refused everything that was submitted."""
+        while self._submitted:
+            await asyncio.wait(self._submitted)
 
     def pause_applying(self, paused: bool = True) -> None:
         """Hold the applier back, or let it go on; what is accepted meanwhile waits in the log."""
@@ -349,7 +484,7 @@ class Pipeline:
     @property
     def backlog_events(self) -> int:
         """Events that are acknowledged and not yet aggregated."""
-        return sum(t.accepted for t in self.totals.values()) - self.applied_events
+        return self.accepted_events - self.applied_events
 
     def get_resource_metrics(self) -> dict[str, Any]:
         """What the process and the pipeline use now."""
@@ -370,74 +505,94 @@ class Pipeline:
 
     async def accept(
         self,
-        spec: Spec,
+        projection: Projection,
         blocks: list[Block],
         status: int = 202,
-        key: tuple[bytes, bytes] | None = None,
+        key: Key | None = None,
+        replayed: dict[int, str] | None = None,
     ) -> Receipt:
         """Make one small body durable, in one message; raise QueueRefused."""
         arrival = int(self.clock() * MICROSECONDS)
-        if spec.has_ids and self._merging.locked():
-            async with self._merging:  # an upload is claiming its keys
+        has_ids = projection.ids is not None
+        if has_ids and self.merging.locked():
+            async with self.merging:  # an upload is claiming its keys
                 pass
+        self.check_current(projection)
         keys: list[int] = []
         duplicates: dict[str, int] = {}
-        if spec.has_ids:
-            events, lines = self._claim(blocks, keys, duplicates)
+        if has_ids:
+            events, lines = self._claim(projection, blocks, keys, duplicates)
             body = b"\n".join(lines)
         else:
             events = blocks[0].events if len(blocks) == 1 else [e for b in blocks for e in b.events]
             body = blocks[0].raw if len(blocks) == 1 else b"\n".join(b.raw for b in blocks if b.raw)
+        filtered = filtered_of(projection, events)
         rejected = [each for block in blocks for each in block.rejected]
         receipt = Receipt(
-            len(events), len(rejected), sum(duplicates.values()), _reported(rejected), status
-        )
+            len(events) - filtered, len(rejected), sum(duplicates.values()), reported(rejected),
+            status, filtered=filtered,
+        )  # fmt: skip
         batch = Batch(
-            spec.name, arrival, body, len(events), pack_keys(keys), duplicates, rejected,
-            Promise(*key, receipt) if key else None,
+            projection.name, arrival, body, receipt.accepted, pack_keys(keys), duplicates, rejected,
+            Promise(*key, receipt) if key else None, filtered=filtered, replayed=replayed or {},
         )  # fmt: skip
         try:
-            promise = self._submit(BATCH, batch, key, receipt)
+            promise = self.submit(BATCH, batch, key, receipt)
         except QueueError:
             for each in keys:
                 self._claimed.pop(each, None)
             raise
-        spec.arrived(events, arrival)
+        projection.arrived(events, arrival)
         promise.add_done_callback(partial(self._batch_settled, batch, events, keys, receipt))
         await asyncio.shield(promise)
         return receipt
 
-    def _submit(
-        self,
-        kind: int,
-        message: Batch | Upload,
-        key: tuple[bytes, bytes] | None,
-        receipt: Receipt,
+    def submit(
+        self, kind: int, message: Batch | Upload, key: Key | None, receipt: Receipt
     ) -> Appended:
-        promise = self.queue.submit(kind, encode_message(message))
+        """Hand a message to the log, with the promise of its answer."""
+        promise = self.queue.submit(kind, encode(message))
         self._submitted.add(promise)
         promise.add_done_callback(self._submission_settled)
         if key is not None:
-            self._promised[key[0]].submitted = True
+            self.answers.submitted(key)
             promise.add_done_callback(partial(self._answer_settled, key, receipt))
         return promise
 
     def _submission_settled(self, promise: Appended) -> None:
         self._submitted.discard(promise)
         self.queue_works = promise.exception() is None
+        if self._applier is not None:
+            self._applier.wake()
+
+    def _answer_settled(self, key: Key, receipt: Receipt, promise: Appended) -> None:
+        error = promise.exception()
+        if error is None:
+            receipt.position = promise.result()[1]
+        self.answers.settled(key, receipt, error)
 
     def _claim(
-        self, blocks: Iterable[Block], keys: list[int], duplicates: dict[str, int]
+        self,
+        projection: Projection,
+        blocks: Iterable[Block],
+        keys: list[int],
+        duplicates: dict[str, int],
     ) -> tuple[list[Any], list[bytes]]:
         """The events that are new, and their lines; their keys are claimed until durable."""
         events: list[Any] = []
         lines: list[bytes] = []
-        claimed, seen, digest = self._claimed, self._seen, self._hash
+        claimed, seen, digest = self._claimed, self.seen, self.key_hash
+        ids_of, sources = projection.ids, projection.sources
+        assert ids_of is not None  # noqa: S101  (asked by the caller)
         for block in blocks:
-            for event, line in zip(block.events, block.split(), strict=True):
-                key = digest(event.event_id)
+            if not block.events:
+                continue
+            ids = ids_of(block.events)
+            for event, line, event_id in zip(block.events, block.split(), ids, strict=True):
+                key = digest(event_id)
                 if key in claimed or key in seen:
-                    duplicates[event.source] = duplicates.get(event.source, 0) + 1
+                    source = sources((event,))[0] if sources else ""
+                    duplicates[source] = duplicates.get(source, 0) + 1
                     continue
                 claimed[key] = None
                 keys.append(key)
@@ -460,78 +615,49 @@ class Pipeline:
         start, end = promise.result()
         receipt.position = end
         for key in keys:
-            self._seen.add(key)
-        self._count(batch.pipeline, batch.accepted, len(batch.rejected), batch.duplicates)
+            self.seen.add(key)
+        self._count(batch)
         self.rate.add(batch.accepted, time.monotonic())
         if self._applier is not None:
             self._applier.hand_over(Handed(start, end, batch, events))
 
-    def _upload_settled(
+    def upload_settled(
         self, upload: Upload, newer: SeenKeys | None, receipt: Receipt, promise: Appended
     ) -> None:
+        """The log has taken an upload, or has refused it."""
         if promise.exception() is not None:
             with suppress(OSError):
-                (self._uploads / upload.name).unlink()
+                (self.uploads / upload.name).unlink()
             return
         receipt.position = promise.result()[1]
         if newer is not None:
-            self._seen.absorb(newer)
+            self.seen.absorb(newer)
         self._upload_backlog += upload.length
-        self._count(upload.pipeline, upload.accepted, upload.rejected, upload.duplicates)
+        self._count_upload(upload)
         self.rate.add(upload.accepted, time.monotonic())
-        if self._applier is not None:
-            self._applier.wake()
 
-    def _answer_settled(
-        self, key: tuple[bytes, bytes], receipt: Receipt, promise: Appended
-    ) -> None:
-        promised = self._promised.pop(key[0])
-        if (error := promise.exception()) is not None:
-            promised.answer.set_exception(error)
-            promised.answer.exception()
+    def _count(self, batch: Batch) -> None:
+        self.accepted_events += batch.accepted
+        totals = self.totals.get(batch.pipeline)
+        if totals is None:
             return
-        receipt.position = promise.result()[1]
-        self._unapplied[key[0]] = (key[1], receipt)
-        promised.answer.set_result(receipt)
+        totals.add(
+            Totals(batch.accepted, len(batch.rejected), sum(batch.duplicates.values()),
+                   filtered=batch.filtered)
+        )  # fmt: skip
+        for code in batch.replayed.values():  # what it was counted as before it came to life
+            if code == "late":
+                totals.accepted -= 1
+            else:
+                totals.rejected -= 1
 
-    def _promise(self, key: tuple[bytes, bytes]) -> None:
-        """Let repeats of this key wait for the request that begins now."""
-        answer: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        self._promised[key[0]] = _Promised(key[1], answer)
-
-    def _withdraw(self, key: tuple[bytes, bytes]) -> None:
-        """The first request with this key failed before it reached the log."""
-        promised = self._promised.get(key[0])
-        if promised is not None and not promised.submitted:
-            del self._promised[key[0]]
-            promised.answer.set_exception(
-                Busy("The first request with this Idempotency-Key failed; send it again.", 1)
-            )
-            promised.answer.exception()
-
-    def _count(
-        self, pipeline: str, accepted: int, rejected: int, duplicates: dict[str, int]
-    ) -> None:
-        self.totals[pipeline].add(Totals(accepted, rejected, sum(duplicates.values())))
-
-    async def _answer_to(self, key: tuple[bytes, bytes]) -> Receipt | None:
-        """What this Idempotency-Key was answered; without an await when it is new."""
-        name, body = key
-        if (promised := self._promised.get(name)) is not None:
-            known = promised.body
-            receipt = await asyncio.shield(promised.answer)
-        elif name in self._unapplied:
-            known, receipt = self._unapplied[name]
-        elif (stored := self.store.answer(name)) is not None:
-            known = stored.body
-            receipt = msgspec.msgpack.decode(stored.answer, type=Receipt)
-        else:
-            return None
-        if known != body:
-            raise KeyReused(
-                "This Idempotency-Key was used with another body. Use a new key for a new body."
-            )
-        return receipt
+    def _count_upload(self, upload: Upload) -> None:
+        self.accepted_events += upload.accepted
+        if (totals := self.totals.get(upload.pipeline)) is not None:
+            totals.add(
+                Totals(upload.accepted, upload.rejected, sum(upload.duplicates.values()),
+                       filtered=upload.filtered)
+            )  # fmt: skip
 
     def digest(self, text: str) -> bytes:
         """A 16-byte digest of an idempotency key."""
@@ -546,12 +672,98 @@ class Pipeline:
                 await asyncio.shield(probe)
         return self.queue_works
 
+    # --- dead letters ---
+
+    async def replay_dead_letters(
+        self, pipeline: str | None = None, code: str | None = None
+    ) -> dict[str, int]:
+        """Send the kept records through their pipelines of today; each comes to life at most once.
+
+        Those that are refused again stay where they are. What came to life is counted as what it
+        became, and no longer as what it was.
+        """
+        done = {"replayed": 0, "duplicates": 0, "failed": 0, "skipped": 0}
+        async with self._replaying:
+            after = 0
+            while letters := await asyncio.to_thread(
+                self.store.dead_letters, after, REPLAYED_AT_ONCE, pipeline, code
+            ):
+                after = letters[-1].id
+                by_name: dict[str, list[DeadLetter]] = {}
+                for letter in letters:
+                    if letter.id in self._revived:
+                        continue
+                    if letter.record.whole and letter.pipeline in self.projections:
+                        by_name.setdefault(letter.pipeline, []).append(letter)
+                    else:
+                        done["skipped"] += 1
+                for name, found in by_name.items():
+                    await self._replay(self.projections[name], found, done)
+        return done
+
+    async def _replay(
+        self, projection: Projection, letters: list[DeadLetter], done: dict[str, int]
+    ) -> None:
+        revived: dict[int, str] = {}
+        whole = Block()
+        for letter in letters:
+            reader = self.reader(projection, "json")
+            try:
+                blocks = [*reader.feed(letter.record.raw), *reader.finish()]
+            except BodyError:
+                blocks = []
+            if len(blocks) != 1 or blocks[0].rejected or len(blocks[0].events) != 1:
+                done["failed"] += 1
+                continue
+            whole.events += blocks[0].events
+            whole.lines += blocks[0].split()
+            revived[letter.id] = letter.record.code
+        if not revived:
+            return
+        try:
+            receipt = await self.accept(projection, [whole], replayed=revived)
+        except PipelineConflict:
+            done["skipped"] += len(revived)
+            return
+        self._revived.update(revived)
+        done["replayed"] += len(revived) - receipt.duplicates
+        done["duplicates"] += receipt.duplicates
+        await self.applied(receipt.position)
+
+    # --- cleaning up ---
+
+    async def cleanup(self, days_old: float, *, dry_run: bool) -> dict[str, int]:
+        """Delete closed windows, dead letters and applied log that are older than that."""
+        applier = self._applier
+        if applier is None:
+            raise Busy("The service is stopping.", 2)
+        before = self.clock() - days_old * 86_400
+
+        def clean() -> dict[str, int]:
+            deleted = self.store.cleanup(round(before * MICROSECONDS), dry_run=dry_run)
+            deleted["segments"] = applier.drop_applied(before, 1 << 62, dry_run=dry_run)
+            return deleted
+
+        return await asyncio.wrap_future(applier.call(clean))
+
     # --- what the applier says ---
 
     def _notify(self, applied: Applied | None) -> None:
         """In the applier's thread."""
         with suppress(RuntimeError):  # the loop is gone: the process ends
             self._loop.call_soon_threadsafe(self._on_applied, applied)
+
+    def _submit_quiet(self, idle: Idle) -> None:
+        """In the applier's thread: that sources are quiet is a message, so that a replay agrees."""
+
+        def submit() -> None:
+            if self._applier is not None and self.queue_works:
+                promise = self.queue.submit(IDLE, encode(idle))
+                self._submitted.add(promise)
+                promise.add_done_callback(self._submission_settled)
+
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(submit)
 
     def _on_applied(self, applied: Applied | None) -> None:
         if applied is None:
@@ -560,11 +772,14 @@ class Pipeline:
             self.store_works = False
             return
         self.store_works = True
-        self.queue_position = applied.position
+        self.queue_position = max(self.queue_position, applied.position)
         self.applied_events += applied.events
         self._upload_backlog -= applied.upload_bytes
-        for key in applied.promises:
-            self._unapplied.pop(key, None)
+        self.answers.applied(applied.promises)
+        self._revived.difference_update(applied.replayed)
+        if self.grown is not None:
+            self.grown.set()  # whoever waits for messages looks again
+            self.grown = asyncio.Event()
         if applied.lost:
             self._log.error("A staged upload is damaged: %d records are lost.", applied.lost)
         if (damaged := self.queue.statistics().corrupt_frames) > self._reported_damage:
@@ -578,176 +793,12 @@ class Pipeline:
                     waiter.set_result(None)
 
 
-class Intake:
-    """One body on its way in: kept in memory while small, staged in a file when large.
-
-    Nothing of it can be seen before `commit`, and nothing is left after `abort`.
-    """
-
-    def __init__(self, pipeline: Pipeline, spec: Spec) -> None:
-        self.accepted = self.rejected = 0
-        self.repeated = False
-        self.codes: set[str] = set()
-        self.errors: list[dict[str, Any]] = []
-        self._pipeline = pipeline
-        self._spec = spec
-        self._blocks: list[Block] = []
-        self._held_bytes = 0
-        self._path: Path | None = None
-        self._fd = -1
-        self._length = self._staged = self._synced = 0
-        self._arrival = int(pipeline.clock() * MICROSECONDS)
-
-    async def add(self, block: Block) -> None:
-        """Take a block; raise QueueRefused when the disk does not."""
-        self.accepted += len(block.events)
-        self.rejected += len(block.rejected)
-        if block.rejected:
-            self.codes.update(each.code for each in block.rejected)
-            self.errors += _reported(block.rejected)[: REPORTED_ERRORS - len(self.errors)]
-        if self._path is not None:
-            await self._stage(block)
-            return
-        self._blocks.append(block)
-        self._held_bytes += len(block.raw) + sum(len(each.raw) for each in block.rejected)
-        if self._held_bytes > INLINE_BYTES:
-            self._path = self._pipeline._uploads / uuid.uuid4().hex
-            blocks, self._blocks = self._blocks, []
-            for each in blocks:
-                await self._stage(each)
-
-    async def _stage(self, block: Block) -> None:
-        """Write a block to the upload's own file, framed like the log."""
-        hash_key = self._pipeline._hash
-        ids = (hash_key(event.event_id) for event in block.events) if self._spec.has_ids else ()
-        batch = Batch(
-            self._spec.name, self._arrival, block.raw, len(block.events), pack_keys(ids),
-            rejected=block.rejected, first=self._staged,
-        )  # fmt: skip
-        frame = encode_frame(BATCH, self._length, encode_message(batch))
-        try:
-            if self._fd < 0:
-                assert self._path is not None  # noqa: S101  (set by add)
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | SAFE_FLAGS
-                self._fd = os.open(self._path, flags, 0o600)
-            write_all(self._fd, frame)
-            self._length += len(frame)
-            self._staged += len(block.events)
-            if self._length - self._synced >= STAGED_SYNC_BYTES:
-                self._synced = self._length
-                await asyncio.to_thread(self._pipeline._sync, self._fd)
-        except OSError as error:
-            raise QueueRefused(error) from error
-
-    async def commit(self, status: int, key: tuple[bytes, bytes] | None = None) -> Receipt:
-        """Make the body durable and visible; raise QueueRefused, and leave nothing, otherwise.
-
-        `key` is the digest of an Idempotency-Key and that of the body. When it has been answered
-        already, nothing is added, `repeated` is set, and the first answer is returned; raises
-        KeyReused when it was answered for another body.
-        """
-        if key is None:
-            return await self._commit(status, None)
-        pipeline = self._pipeline
-        if (receipt := await pipeline._answer_to(key)) is not None:
-            self.repeated = True
-            return receipt
-        pipeline._promise(key)
-        try:
-            return await self._commit(status, key)
-        finally:
-            pipeline._withdraw(key)
-
-    async def _commit(self, status: int, key: tuple[bytes, bytes] | None) -> Receipt:
-        pipeline = self._pipeline
-        if self._path is None:
-            return await pipeline.accept(self._spec, self._blocks, status, key)
-        try:
-            await asyncio.to_thread(self._close_file)
-            if not self._spec.has_ids:
-                return await self._publish(status, key, b"", {}, None)
-            async with pipeline._merging:
-                while pipeline._submitted:  # their keys are not certain yet
-                    await asyncio.wait(pipeline._submitted)
-                newer = SeenKeys(pipeline.dedupe_keys)
-                skip, duplicates = await self._find_duplicates(newer)
-                return await self._publish(status, key, skip, duplicates, newer)
-        except OSError as error:
-            raise QueueRefused(error) from error
-
-    def _close_file(self) -> None:
-        self._pipeline._sync(self._fd)
-        os.close(self._fd)
-        self._fd = -1
-        sync_directory(self._pipeline._uploads)
-
-    async def _find_duplicates(self, newer: SeenKeys) -> tuple[bytes, dict[str, int]]:
-        """Which records are duplicates: a bitmap, and how many by source."""
-        pipeline, path = self._pipeline, self._path
-        assert path is not None  # noqa: S101  (only staged bodies come here)
-        skip = bytearray()
-        duplicates: dict[str, int] = {}
-        seen = pipeline._seen
-        for batch in read_upload(path):
-            found = []
-            for place, key in enumerate(unpack_keys(batch.keys)):
-                if key in newer or key in seen:
-                    found.append(place)
-                else:
-                    newer.add(key)
-                if place % KEYS_PER_TURN == 0:
-                    await asyncio.sleep(0)
-            if found:
-                sources = [
-                    event.source for event in pipeline.decoders[batch.pipeline].lines(batch.body)
-                ]
-                for place in found:
-                    source = sources[place]
-                    duplicates[source] = duplicates.get(source, 0) + 1
-                    mark(skip, batch.first + place)
-        return bytes(skip), duplicates
-
-    async def _publish(
-        self,
-        status: int,
-        key: tuple[bytes, bytes] | None,
-        skip: bytes,
-        duplicates: dict[str, int],
-        newer: SeenKeys | None,
-    ) -> Receipt:
-        repeated = sum(duplicates.values())
-        accepted = self.accepted - repeated
-        receipt = Receipt(accepted, self.rejected, repeated, self.errors, status)
-        assert self._path is not None  # noqa: S101  (only staged bodies come here)
-        upload = Upload(
-            self._spec.name, self._arrival, self._path.name, self._length, self._staged, accepted,
-            duplicates, self.rejected, skip, Promise(*key, receipt) if key else None,
-        )  # fmt: skip
-        promise = self._pipeline._submit(UPLOAD, upload, key, receipt)
-        self._path = None  # from here on the log decides whether the file stays
-        promise.add_done_callback(partial(self._pipeline._upload_settled, upload, newer, receipt))
-        await asyncio.shield(promise)
-        return receipt
-
-    def abort(self) -> None:
-        """Leave nothing behind; idempotent, and without effect after `commit`."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        if self._path is not None:
-            with suppress(OSError):
-                self._path.unlink()
-            self._path = None
-        self._blocks = []
-
-
 class IngestQueue:
     """The way in from Python: `await put(event)` returns when the event is durable."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._room = asyncio.Semaphore(pipeline.queue_maxsize)
-        self._readers: dict[str, Any] = {}
 
     @property
     def maxsize(self) -> int:
@@ -765,37 +816,27 @@ class IngestQueue:
         The pipeline is `events` for an event with an `event_id`, else `webhook`.
         """
         owner = self._pipeline
-        name = pipeline or ("events" if "event_id" in event else "webhook")
-        spec = PIPELINES[name]
-        reader = owner.reader(spec, "json")
+        projection = owner.projection(pipeline or ("events" if "event_id" in event else "webhook"))
+        reader = owner.reader(projection, "json")
         try:
             blocks = [*reader.feed(msgspec.json.encode(event)), *reader.finish()]
         except (BodyError, TypeError) as error:
             raise EventRejected(str(error)) from error
-        if bad := blocks[0].rejected:
+        if bad := [each for block in blocks for each in block.rejected]:
             raise EventRejected(bad[0].message)
         async with self._room:
             while owner.backlog_bytes >= owner.backlog_max_bytes:
                 await owner.applied(owner.queue_position + 1)
             owner.waiting += 1
             try:
-                return await owner.accept(spec, blocks)
+                return await owner.accept(projection, blocks)
             finally:
                 owner.waiting -= 1
 
 
-def mark(bitmap: bytearray, index: int) -> None:
-    """Set a bit, growing the bitmap as needed."""
-    byte = index >> 3
-    if byte >= len(bitmap):
-        bitmap.extend(bytes(byte + 1 - len(bitmap)))
-    bitmap[byte] |= 1 << (index & 7)
-
-
-def _reported(rejected: list[Rejected]) -> list[dict[str, Any]]:
-    """The first errors, as they are shown."""
-    shown = []
-    for each in rejected[:REPORTED_ERRORS]:
-        where = {"line": each.line} if each.line is not None else {"index": each.index}
-        shown.append({**where, "offset": each.offset, "code": each.code, "message": each.message})
-    return shown
+def parse_spec(document: Any) -> PipelineSpec:
+    """A spec from plain data; raises ValueError with sentences."""
+    try:
+        return PipelineSpec.model_validate(document)
+    except ValidationError as error:
+        raise ValueError("; ".join(each["msg"] for each in error.errors())) from None

@@ -108,6 +108,20 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.close()
 
 
+@pytest.fixture(scope="module")
+def make_shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Servers of a module with an environment of their own."""
+    servers: list[Server] = []
+
+    def make(**environment: str) -> Server:
+        servers.append(Server(tmp_path_factory.mktemp("shared")).start(**environment))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
 @pytest.fixture
 def make_pipeline(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     from utils import Pipeline

@@ -106,7 +106,8 @@ def totals(server: Any, pipeline: str, member: str) -> tuple[int, float]:
             count += row["values"]["count"]
             total += row["values"][f"sum_{member}"]
         if (cursor := page["next"]) is None:
-            return count, total
+            overlap = 6 if pipeline == "events" else 1  # windows that an event counts in
+            return count // overlap, total / overlap
 
 
 @pytest.mark.kill

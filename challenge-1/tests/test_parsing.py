@@ -6,9 +6,10 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
-from aggregation import EVENTS, WEBHOOK
+from builtin import PROJECTIONS
 from parsing import (
     BLOCK_BYTES,
     KEPT_BYTES,
@@ -31,6 +32,10 @@ ENGINES = ("msgspec", "ijson")
 GOOD = b'{"data":{"category":"a","value":1.5,"quantity":2,"ts":1700000000}}'
 
 
+def value_of(event: Any) -> Any:
+    return msgspec.to_builtins(event)["data"]["value"]
+
+
 def with_value(value: str) -> bytes:
     return b'{"data":{"category":"a","value":%s,"quantity":2,"ts":1700000000}}' % value.encode()
 
@@ -48,7 +53,7 @@ def read(
     max_: int = MAX,
 ) -> Block:
     """The whole body as one block, fed in pieces."""
-    reader = Reader(Decoder(WEBHOOK, engine), form, max_event_bytes=max_)
+    reader = Reader(Decoder(PROJECTIONS["webhook"], engine), form, max_event_bytes=max_)
     total = Block()
 
     def blocks() -> Iterator[Block]:
@@ -86,7 +91,7 @@ class TestStrictness:
     def test_numbers_that_are_numbers_count(self, engine: str, form: str, value: str) -> None:
         block = self.parse(form, with_value(value), engine)
 
-        assert [event.data.value for event in block.events] == [float(value)]
+        assert [value_of(event) for event in block.events] == [float(value)]
 
     @pytest.mark.parametrize("value", MALFORMED)
     @pytest.mark.parametrize("form", ["ndjson", "json"])
@@ -131,7 +136,7 @@ class TestStrictness:
         body = GOOD.replace(b'"value":1.5', b'"value":1,"value":7')
 
         for form in ("ndjson", "json", "array"):
-            assert self.parse(form, body, engine).events[0].data.value == 7
+            assert value_of(self.parse(form, body, engine).events[0]) == 7
 
     @pytest.mark.parametrize("depth", [60, 64, 65, 70, 5000])
     def test_nesting_has_one_limit_on_every_path(self, engine: str, depth: int) -> None:
@@ -288,11 +293,11 @@ class TestLines:
         assert [bad.line for bad in block.rejected] == [2, 3, 4]
 
     def test_an_endless_line_is_skipped_in_constant_memory(self) -> None:
-        reader = Reader(Decoder(WEBHOOK), "ndjson", max_event_bytes=MAX)
+        reader = Reader(Decoder(PROJECTIONS["webhook"]), "ndjson", max_event_bytes=MAX)
         rejected = [bad for b in reader.feed(GOOD + b"\n") for bad in b.rejected]
         for _ in range(1000):
             rejected += [bad for b in reader.feed(b"x" * 10_000) for bad in b.rejected]
-            assert len(reader._body._tail) <= BLOCK_BYTES + 10_000  # type: ignore[union-attr]
+            assert reader._body._held <= BLOCK_BYTES + 10_000  # type: ignore[union-attr]
         last = [*reader.feed(b"\n" + GOOD), *reader.finish()]
 
         assert [bad.code for bad in rejected] == ["too_large"]
@@ -343,7 +348,7 @@ def test_a_single_object_larger_than_an_event_is_413() -> None:
     assert refused.value.status == 413
 
 
-def test_without_ijson_lines_and_objects_work_and_arrays_name_the_package(
+def test_without_ijson_lines_and_documents_work_and_the_rest_names_the_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ijson", None)
@@ -351,7 +356,7 @@ def test_without_ijson_lines_and_objects_work_and_arrays_name_the_package(
     assert len(read(GOOD).events) == 1
     assert len(read(GOOD, "json").events) == 1
     with pytest.raises(BodyError, match="package ijson") as refused:
-        read(b"[]", "json")
+        read(b"[]", "json", engine="ijson")
     assert refused.value.status == 501
 
 
@@ -383,7 +388,7 @@ class TestEvents:
         return json.dumps({**event, **changes}).encode()
 
     def code(self, document: bytes) -> str | None:
-        reader = Reader(Decoder(EVENTS), "ndjson", max_event_bytes=10**6)
+        reader = Reader(Decoder(PROJECTIONS["events"]), "ndjson", max_event_bytes=10**6)
         (block,) = [*reader.feed(document), *reader.finish()]
         return block.rejected[0].code if block.rejected else None
 

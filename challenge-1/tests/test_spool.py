@@ -86,11 +86,29 @@ class TestTheContract:
         queue = open_queue(segment_bytes=1000)
         spans = [await queue.submit(1, b"%03d" % number * 50) for number in range(50)]
 
-        first = queue.trim(spans[30][0])
+        dropped = queue.trim(spans[30][0])
 
-        assert 0 < first <= spans[30][0]
+        assert dropped > 0
+        assert 0 < queue.statistics().first <= spans[30][0]
         assert payloads(queue, spans[30][0])[0] == b"%03d" % 30 * 50
         assert len(payloads(queue, spans[30][0])) == 20
+        queue.close()
+
+    async def test_bounds_keep_what_is_young_and_within_the_bytes(
+        self, open_queue: Callable[..., Any]
+    ) -> None:
+        queue = open_queue(segment_bytes=1000)
+        for number in range(50):
+            await queue.submit(1, b"%03d" % number * 50)
+        segments, end = queue.statistics().segments, queue.end
+
+        assert queue.trim(end, older_than=0.0, keep_bytes=10**9) == 0
+        would = queue.trim(end, keep_bytes=3000, dry_run=True)
+        assert queue.statistics().segments == segments
+        assert queue.trim(end, keep_bytes=3000) == would > 0
+        assert queue.statistics().bytes <= 4000
+        assert queue.trim(end, older_than=2e9) > 0
+        assert queue.statistics().segments == 1
         queue.close()
 
 

@@ -11,18 +11,19 @@ import pytest
 
 from aggregation import Delta, measure
 from parsing import Rejected
+from sqlite_store import SQLiteStore
 from storage import (
     KEPT_DEAD_LETTERS,
     AggregateQuery,
     Answer,
     Changes,
-    SQLiteStore,
     StagedUpload,
     Store,
     StoreError,
     StoreRefused,
     Totals,
 )
+from windows import Clock
 
 pytestmark = pytest.mark.unit
 
@@ -33,12 +34,17 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Calla
     opened = []
 
     def open_(**options: Any) -> Any:
-        opened.append(request.param(tmp_path / "data" / "store.db", **options))
-        return opened[-1]
+        store = request.param(tmp_path / "data" / "store.db", **options)
+        store.ensure_built_in({"webhook": 0, "events": 0})
+        opened.append(store)
+        return store
 
     yield open_
     for store in opened:
         store.close()
+
+
+WEBHOOK, EVENTS = -1, -2  # the builds of the built-in pipelines
 
 
 def delta(start: int, group: str, values: list[float], late: int = 0, source: str = "") -> Delta:
@@ -57,7 +63,11 @@ class TestTheContract:
         self, open_store: Callable[..., Any]
     ) -> None:
         store = open_store()
-        changes = Changes(77, [("webhook", delta(0, "a", [1.0, 2.0]))], {("webhook", ""): 5})
+        changes = Changes(
+            77,
+            deltas=[(WEBHOOK, "webhook", delta(0, "a", [1.0, 2.0]))],
+            clocks={(WEBHOOK, ""): (Clock(5, 1, 70, 9), 5)},
+        )
         changes.total("webhook", "").add(Totals(2, 1, 3, 0))
         changes.keys = b"12345678"
         changes.answers.append(Answer(b"k", b"b", b"answer"))
@@ -72,8 +82,9 @@ class TestTheContract:
         assert store.position() == 77
         assert store.secret == secret
         assert sums(store) == {(0, "a"): 3.0}
-        assert store.watermark("webhook", "") == 5
-        assert store.watermark("webhook", "other") is None
+        clock = store.clock(WEBHOOK, "")
+        assert (clock.latest, clock.floor, clock.seen, clock.arrival) == (5, 1, 70, 9)
+        assert store.clock(WEBHOOK, "other") is None
         assert store.totals() == {("webhook", ""): Totals(2, 1, 3, 0)}
         assert list(store.seen()) == [b"12345678"]
         assert store.answer(b"k") == Answer(b"k", b"b", b"answer")
@@ -90,7 +101,7 @@ class TestTheContract:
         store = open_store()
 
         def broken() -> Iterator[Changes]:
-            yield Changes(5, [("webhook", delta(0, "a", [1.0]))], keys=b"12345678")
+            yield Changes(5, deltas=[(WEBHOOK, "webhook", delta(0, "a", [1.0]))], keys=b"12345678")
             raise RuntimeError("in the middle")
 
         with pytest.raises(RuntimeError):
@@ -99,7 +110,7 @@ class TestTheContract:
         assert store.position() == 0
         assert sums(store) == {}
         assert list(store.seen()) == []
-        store.apply([Changes(6, [("webhook", delta(0, "a", [1.0]))])])
+        store.apply([Changes(6, deltas=[(WEBHOOK, "webhook", delta(0, "a", [1.0]))])])
         assert sums(store) == {(0, "a"): 1.0}
 
     @pytest.mark.parametrize("seed", range(10))
@@ -112,7 +123,9 @@ class TestTheContract:
         at = 0
         while at < len(values):
             size = chance.choice([1, 3, 50])
-            store.apply([Changes(at, [("webhook", delta(0, "a", values[at : at + size]))])])
+            store.apply(
+                [Changes(at, deltas=[(WEBHOOK, "webhook", delta(0, "a", values[at : at + size]))])]
+            )
             at += size
 
         (row,) = store.aggregates(AggregateQuery())
@@ -134,8 +147,16 @@ class TestTheContract:
         at = 0
         for size in sizes:
             late = sum(flags[at : at + size])
-            store.apply([Changes(1, [("webhook", delta(0, "on time", [1.0] * size, late))])])
-            store.apply([Changes(1, [("webhook", delta(0, "all late", [1.0] * size, size))])])
+            store.apply(
+                [Changes(1, deltas=[(WEBHOOK, "webhook", delta(0, "on time", [1.0] * size, late))])]
+            )
+            store.apply(
+                [
+                    Changes(
+                        1, deltas=[(WEBHOOK, "webhook", delta(0, "all late", [1.0] * size, size))]
+                    )
+                ]
+            )
             at += size
 
         rows = {row.group[0]: row.revision for row in store.aggregates(AggregateQuery())}
@@ -145,14 +166,14 @@ class TestTheContract:
     def test_pages_are_complete_ordered_and_filtered(self, open_store: Callable[..., Any]) -> None:
         store = open_store()
         deltas = [
-            (name, delta(start, group, [1.0], source=group))
-            for name in ("webhook", "events")
+            (build, name, delta(start, group, [1.0], source=group))
+            for build, name in ((WEBHOOK, "webhook"), (EVENTS, "events"))
             for start in range(0, 100, 10)
             for group in ("a", "b'; DROP TABLE windows; --", "\u00fc")
         ]
         random.Random(3).shuffle(deltas)
-        watermarks = {("webhook", "a"): 50}
-        store.apply([Changes(1, deltas, watermarks)])
+        clocks = {(WEBHOOK, "a"): (Clock(50), 50)}
+        store.apply([Changes(1, deltas=deltas, clocks=clocks)])
 
         def page_through(**filters: Any) -> list[Any]:
             rows: list[Any] = []
@@ -175,8 +196,12 @@ class TestTheContract:
 
     def test_the_latest_window_of_each_group_is_found(self, open_store: Callable[..., Any]) -> None:
         store = open_store()
-        deltas = [("events", delta(start, group, [1.0])) for start in (30, 0, 10) for group in "ab"]
-        store.apply([Changes(1, deltas)])
+        deltas = [
+            (EVENTS, "events", delta(start, group, [1.0]))
+            for start in (30, 0, 10)
+            for group in "ab"
+        ]
+        store.apply([Changes(1, deltas=deltas)])
 
         assert [(r.group, r.window_start) for r in store.latest("events")] == [
             (["a"], 30),
@@ -254,16 +279,17 @@ class TestSQLite:
 
     def test_a_full_disk_refuses_the_batch_and_keeps_the_rest(self, tmp_path: Path) -> None:
         store = SQLiteStore(tmp_path / "a.db")
-        store.apply([Changes(1, [("webhook", delta(0, "a", [1.0]))])])
+        store.ensure_built_in({"webhook": 0})
+        store.apply([Changes(1, deltas=[(WEBHOOK, "webhook", delta(0, "a", [1.0]))])])
         pages = store._writer.execute("PRAGMA page_count").fetchone()[0]
         store._writer.execute(f"PRAGMA max_page_count = {pages}")
 
-        many = [("webhook", delta(n * 10, "b" * 100, [1.0])) for n in range(2000)]
+        many = [(WEBHOOK, "webhook", delta(n * 10, "b" * 100, [1.0])) for n in range(2000)]
         with pytest.raises(StoreRefused, match="full"):
-            store.apply([Changes(2, many)])
+            store.apply([Changes(2, deltas=many)])
 
         assert store.position() == 1
         store._writer.execute("PRAGMA max_page_count = 1000000")
-        store.apply([Changes(2, many)])
+        store.apply([Changes(2, deltas=many)])
         assert store.position() == 2
         store.close()

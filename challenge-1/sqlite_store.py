@@ -1,0 +1,682 @@
+"""The `Store` in one SQLite file.
+
+SQLite runs in WAL mode at synchronous=NORMAL: a transaction lost in a power cut takes its position
+along, and the log, which was synced, brings it back. For that reason a segment of the log may be
+dropped only up to what `checkpoint` returned.
+"""
+
+import base64
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from aggregation import Delta, State, text_of
+from parsing import Rejected
+from storage import (
+    KEPT_DEAD_LETTERS,
+    LISTED_SOURCES,
+    Aggregate,
+    AggregateQuery,
+    Answer,
+    Build,
+    Changes,
+    DeadLetter,
+    StagedUpload,
+    StoreError,
+    StoreRefused,
+    TopicState,
+    Totals,
+    group_text,
+)
+from windows import BEGINNING, Clock, Group
+
+SCHEMA_VERSION: Final = 2
+BUSY_MILLISECONDS: Final = 2_000
+CACHE_KIBIBYTES: Final = 2 * 1024
+AT_ONCE: Final = 2_000  # rows closed, cleaned or purged by one statement
+
+_SCHEMA: Final = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE builds (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, spec TEXT, state TEXT NOT NULL,
+    lateness INTEGER NOT NULL, begins INTEGER NOT NULL, origin INTEGER NOT NULL,
+    progress INTEGER NOT NULL, done INTEGER NOT NULL, events INTEGER NOT NULL,
+    misfits INTEGER NOT NULL);
+CREATE UNIQUE INDEX one_of_a_kind ON builds (name, state) WHERE state <> 'dropped';
+CREATE TABLE windows (
+    id INTEGER PRIMARY KEY, build INTEGER NOT NULL, pipeline TEXT NOT NULL,
+    window_start INTEGER NOT NULL, window_end INTEGER NOT NULL, group_key TEXT NOT NULL,
+    source TEXT NOT NULL, count INTEGER NOT NULL, revision INTEGER NOT NULL,
+    closed INTEGER NOT NULL DEFAULT 0, state BLOB NOT NULL);
+CREATE UNIQUE INDEX windows_by_time
+    ON windows (window_start, pipeline, group_key, window_end, build);
+CREATE INDEX windows_by_group ON windows (build, group_key, window_start);
+CREATE INDEX open_windows ON windows (build, source, window_end) WHERE closed = 0;
+CREATE TABLE clocks (
+    build INTEGER, source TEXT, latest INTEGER NOT NULL, floor INTEGER NOT NULL,
+    watermark INTEGER NOT NULL, seen INTEGER NOT NULL, arrival INTEGER NOT NULL,
+    quiet INTEGER NOT NULL, PRIMARY KEY (build, source)) WITHOUT ROWID;
+CREATE INDEX speaking ON clocks (build, arrival) WHERE quiet = 0;
+CREATE TABLE totals (
+    pipeline TEXT, source TEXT, accepted INTEGER NOT NULL, rejected INTEGER NOT NULL,
+    duplicates INTEGER NOT NULL, late INTEGER NOT NULL, revised INTEGER NOT NULL,
+    filtered INTEGER NOT NULL, PRIMARY KEY (pipeline, source)) WITHOUT ROWID;
+CREATE TABLE seen (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, count INTEGER NOT NULL, keys BLOB NOT NULL);
+CREATE TABLE answers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL, body BLOB NOT NULL,
+    answer BLOB NOT NULL);
+CREATE INDEX answers_by_key ON answers (key);
+CREATE TABLE dead_letters (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, pipeline TEXT NOT NULL, received INTEGER NOT NULL,
+    position INTEGER NOT NULL, line INTEGER, number INTEGER, byte_offset INTEGER,
+    code TEXT NOT NULL, message TEXT NOT NULL, raw BLOB NOT NULL, whole INTEGER NOT NULL);
+CREATE TABLE closed_windows (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, sent INTEGER NOT NULL, value BLOB NOT NULL);
+CREATE TABLE uploads (
+    name TEXT PRIMARY KEY, position INTEGER NOT NULL, length INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+_CLOSE: Final = """
+UPDATE windows SET closed = 1 WHERE id IN (
+    SELECT id FROM windows WHERE build = ? AND source = ? AND closed = 0 AND window_end <= ?
+    ORDER BY window_end LIMIT ?)
+RETURNING pipeline, window_start, window_end, group_key, count, revision, state
+"""
+
+_ROW: Final = "w.pipeline, w.window_start, w.window_end, w.group_key, w.count, w.revision, w.state"
+_FINAL: Final = f"w.window_end + b.lateness <= coalesce(c.watermark, {BEGINNING})"
+_LETTER: Final = (
+    "id, pipeline, received, position, line, number, byte_offset, code, message, raw, whole"
+)
+_decode_state: Final = msgspec.msgpack.Decoder(State).decode
+_encode_state: Final = msgspec.msgpack.Encoder().encode
+
+
+class SQLiteReader:
+    """What can be read of the store, by any thread, and beside the process that writes it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file for reading; raise StoreError when there is none of this version."""
+        self._path = path
+        self._reading = threading.Lock()
+        try:
+            if not path.is_file():
+                raise StoreError(f"There is no database at {path}: set DB_PATH to the one in use.")
+            self._reader = self._connect()
+            self._reader.execute("PRAGMA query_only = ON")
+            version = self._reader.execute("PRAGMA user_version").fetchone()[0]
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"The database cannot be read: {error}.") from error
+        if version != SCHEMA_VERSION:
+            raise _wrong_version(version)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
+        return connection
+
+    def _rows(self, sql: str, parameters: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._reading, _refusing("question"):
+            return self._reader.execute(sql, tuple(parameters)).fetchall()
+
+    def position(self) -> int:
+        """Up to where the log has been applied."""
+        position: int = self._rows("SELECT value FROM meta WHERE name = 'position'")[0][0]
+        return position
+
+    def builds(self) -> list[Build]:
+        """The active builds and the shadows, oldest first."""
+        rows = self._rows(
+            "SELECT id, name, spec, lateness, begins, state = 'shadow', origin, progress, done, "
+            "events, misfits FROM builds WHERE state <> 'dropped' ORDER BY id"
+        )
+        return [
+            Build(row[0], row[1], row[2], row[3], row[4], bool(row[5]), *row[6:]) for row in rows
+        ]
+
+    def quiet(self, build: int, since: int, limit: int) -> list[tuple[str, int]]:
+        """Sources with open windows that have been silent since then, and their last position."""
+        rows = self._rows(
+            "SELECT source, seen FROM clocks WHERE build = ? AND quiet = 0 AND arrival < ? LIMIT ?",
+            (build, since, limit),
+        )
+        return [(source, seen) for source, seen in rows]
+
+    def totals(self) -> dict[tuple[str, str], Totals]:
+        """The counts by pipeline (with source `""`), and of the thousand busiest sources."""
+        rows = self._rows(
+            "SELECT pipeline, source, accepted, rejected, duplicates, late, revised, filtered "
+            "FROM totals ORDER BY source <> '', accepted DESC LIMIT ?",
+            (LISTED_SOURCES,),
+        )
+        return {(row[0], row[1]): Totals(*row[2:]) for row in rows}
+
+    def answer(self, key: bytes) -> Answer | None:
+        """What this idempotency key was answered."""
+        rows = self._rows(
+            "SELECT key, body, answer FROM answers WHERE key = ? ORDER BY id DESC LIMIT 1", (key,)
+        )
+        return Answer(*rows[0]) if rows else None
+
+    def aggregates(self, query: AggregateQuery) -> list[Aggregate]:
+        """A page of aggregates, ordered by window, pipeline and group."""
+        where, parameters = ["1"], list[Any]()
+
+        def condition(sql: str, *values: Any) -> None:
+            where.append(sql)
+            parameters.extend(values)
+
+        if query.pipeline is not None:
+            condition("w.pipeline = ?", query.pipeline)
+        for alternatives in query.group:
+            one = "w.pipeline = ? AND CAST(json_extract(w.group_key, ?) AS TEXT) = ?"
+            condition(
+                f"({' OR '.join([one] * len(alternatives))})",
+                *(
+                    part
+                    for pipeline, index, value in alternatives
+                    for part in (pipeline, f"$[{index}]", value)
+                ),
+            )
+        if query.start is not None:
+            condition("w.window_start >= ?", query.start)
+        if query.end is not None:
+            condition("w.window_start < ?", query.end)
+        if query.final is not None:
+            condition(f"({_FINAL}) = ?", int(query.final))
+        if query.after is not None:
+            condition(
+                "(w.window_start, w.pipeline, w.group_key, w.window_end) > (?, ?, ?, ?)",
+                *query.after,
+            )
+        return self._aggregates(
+            f"WHERE {' AND '.join(where)} "
+            "ORDER BY w.window_start, w.pipeline, w.group_key, w.window_end LIMIT ?",
+            [*parameters, query.limit],
+        )
+
+    def latest(self, pipeline: str) -> list[Aggregate]:
+        """The latest window of each group, a thousand groups at most."""
+        return self._aggregates(
+            "WHERE w.id IN (SELECT id FROM (SELECT id, max(window_start) FROM windows "
+            "WHERE build = (SELECT id FROM builds WHERE name = ? AND state = 'active') "
+            "GROUP BY group_key LIMIT ?)) ORDER BY w.group_key",
+            [pipeline, LISTED_SOURCES],
+        )
+
+    def _aggregates(self, clauses: str, parameters: list[Any]) -> list[Aggregate]:
+        sql = (  # only fixed clauses are put together; what is asked for is bound
+            f"SELECT {_ROW}, {_FINAL} FROM windows w "
+            "CROSS JOIN builds b ON b.id = w.build AND b.state = 'active' "
+            f"LEFT JOIN clocks c ON c.build = w.build AND c.source = w.source {clauses}"
+        )
+        return [_aggregate(row, final=bool(row[7])) for row in self._rows(sql, parameters)]
+
+    def dead_letters(
+        self, after: int, limit: int, pipeline: str | None = None, code: str | None = None
+    ) -> list[DeadLetter]:
+        """Rejected records in the order they came."""
+        rows = self._rows(
+            f"SELECT {_LETTER} FROM dead_letters WHERE id > ? AND (? IS NULL OR pipeline = ?) "
+            "AND (? IS NULL OR code = ?) ORDER BY id LIMIT ?",
+            (after, pipeline, pipeline, code, code, limit),
+        )
+        return [_letter(row) for row in rows]
+
+    def messages(self, topic: str, offset: int, limit: int) -> list[tuple[int, bytes]]:
+        """Messages of the topic `aggregates` or `dead-letters` from an offset on."""
+        if topic == "dead-letters":
+            return [
+                (letter.id, letter_message(letter))
+                for letter in self.dead_letters(offset - 1, limit)
+            ]
+        rows = self._rows(
+            "SELECT id, value FROM closed_windows WHERE id >= ? ORDER BY id LIMIT ?",
+            (offset, limit),
+        )
+        return [(row[0], row[1]) for row in rows]
+
+    def topic(self, topic: str) -> TopicState:
+        """What such a topic holds."""
+        table, column = (
+            ("dead_letters", "raw") if topic == "dead-letters" else ("closed_windows", "value")
+        )
+        ((first, last, size),) = self._rows(
+            f"SELECT (SELECT min(id) FROM {table}), "
+            f"(SELECT seq FROM sqlite_sequence WHERE name = '{table}'), "
+            f"(SELECT avg(length({column})) FROM (SELECT {column} FROM {table} LIMIT 100))"
+        )
+        following = (last or 0) + 1
+        first = following if first is None else first
+        messages = following - first
+        return TopicState(first, following, messages, round(messages * (size or 0)))
+
+    def uploads(self) -> list[StagedUpload]:
+        """The applied uploads whose files are kept, oldest first."""
+        rows = self._rows("SELECT name, position, length FROM uploads ORDER BY position")
+        return [StagedUpload(*row) for row in rows]
+
+    def close(self) -> None:
+        """Release the files; idempotent."""
+        with self._reading:
+            self._reader.close()
+
+
+def _wrong_version(version: int) -> StoreError:
+    return StoreError(
+        f"The database has schema version {version}; this program knows {SCHEMA_VERSION}. "
+        "Name other places in DB_PATH and QUEUE_DIR, or use the program that wrote it."
+    )
+
+
+class SQLiteStore(SQLiteReader):
+    """A `Store` in one SQLite file (WAL, mode 0600)."""
+
+    def __init__(self, path: Path, *, keep_keys: int = 1_000_000) -> None:
+        """Open or create the file; raise StoreError when it cannot be used."""
+        self._path = path
+        self._keep_keys = keep_keys
+        try:
+            self._create_file()
+            self._writer = self._connect()
+            self._migrate()
+            self._reader = self._connect()
+            self._reader.execute("PRAGMA query_only = ON")
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(
+                f"The database cannot be used: {error}. Check that the file named by DB_PATH is a "
+                "writable SQLite database, or name another."
+            ) from error
+        self._reading = threading.Lock()
+        self.secret: bytes = self._meta("secret")
+        row = self._writer.execute("SELECT coalesce(sum(count), 0) FROM seen").fetchone()
+        self._seen_keys: int = row[0]
+
+    def _create_file(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        os.close(os.open(self._path, flags, 0o600))
+
+    def _migrate(self) -> None:
+        version = self._writer.execute("PRAGMA user_version").fetchone()[0]
+        if version == SCHEMA_VERSION:
+            return
+        tables = self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if version or tables:
+            raise _wrong_version(version)
+        with self._transaction():
+            for statement in _SCHEMA.split(";"):
+                self._writer.execute(statement)
+            rows = [("secret", secrets.token_bytes(16)), ("position", 0)]
+            self._writer.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+            self._writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._writer.execute("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise
+
+    def ensure_built_in(self, lateness: dict[str, int]) -> None:
+        """Let the built-in pipelines have a build each."""
+        with _refusing("change"), self._transaction():
+            self._writer.executemany(
+                "INSERT OR IGNORE INTO builds SELECT ?, ?, NULL, 'active', ?, 0, 0, 0, 0, 0, 0 "
+                "WHERE NOT EXISTS (SELECT 1 FROM builds WHERE name = ? AND state = 'active')",
+                [(-number, name, late, name) for number, (name, late) in
+                 enumerate(lateness.items(), 1)],
+            )  # fmt: skip
+
+    # --- writing ---
+
+    def apply(self, changes: Iterable[Changes]) -> None:
+        """Commit all the changes in one transaction; raise StoreRefused and keep nothing."""
+        held = self._seen_keys
+        with _refusing("batch"), self._transaction():
+            for each in changes:
+                held += self._apply(each)
+            held = self._prune(held)
+        self._seen_keys = held
+
+    def _apply(self, changes: Changes) -> int:
+        execute, many = self._writer.execute, self._writer.executemany
+        self._change_builds(changes)
+        for build, pipeline, delta in changes.deltas:
+            self._add(build, pipeline, delta)
+        if changes.clocks:
+            many(
+                "INSERT OR REPLACE INTO clocks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (*key, clock.latest, clock.floor, watermark, clock.seen, clock.arrival,
+                     clock.floor > clock.latest or clock.latest == BEGINNING)
+                    for key, (clock, watermark) in changes.clocks.items()
+                ],
+            )  # fmt: skip
+            for key, (_, watermark) in changes.clocks.items():
+                self._close(*key, watermark, changes)
+        many(
+            "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            "accepted = accepted + excluded.accepted, rejected = rejected + excluded.rejected, "
+            "duplicates = duplicates + excluded.duplicates, late = late + excluded.late, "
+            "revised = revised + excluded.revised, filtered = filtered + excluded.filtered",
+            [
+                (*key, t.accepted, t.rejected, t.duplicates, t.late, t.revised, t.filtered)
+                for key, t in changes.totals.items()
+            ],
+        )
+        many("DELETE FROM dead_letters WHERE id = ?", [(each,) for each in changes.replayed])
+        many(
+            "INSERT INTO dead_letters (pipeline, received, position, line, number, byte_offset, "
+            "code, message, raw, whole) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(pipeline, received, position, r.line, r.index, r.offset, r.code, r.message, r.raw,
+              r.whole) for pipeline, received, position, r in changes.rejected],
+        )  # fmt: skip
+        many(
+            "INSERT INTO answers (key, body, answer) VALUES (?, ?, ?)",
+            [(a.key, a.body, a.answer) for a in changes.answers],
+        )
+        many(
+            "INSERT OR IGNORE INTO uploads VALUES (?, ?, ?)",
+            [(upload.name, upload.position, upload.length) for upload in changes.uploads],
+        )
+        keys = len(changes.keys) // 8
+        if keys:
+            execute("INSERT INTO seen (count, keys) VALUES (?, ?)", (keys, changes.keys))
+        if changes.position is not None:
+            execute("UPDATE meta SET value = ? WHERE name = 'position'", (changes.position,))
+        return keys
+
+    def _add(self, build: int, pipeline: str, delta: Delta) -> None:
+        execute = self._writer.execute
+        if delta.replaces is not None:
+            self._add_session(build, pipeline, delta)
+            return
+        group = group_text(delta.group)
+        row = execute(
+            "SELECT id, state FROM windows WHERE window_start = ? AND pipeline = ? "
+            "AND group_key = ? AND window_end = ? AND build = ?",
+            (delta.window_start, pipeline, group, delta.window_end, build),
+        ).fetchone()
+        if row is None:
+            state = State()
+            state.add(delta)
+            # A late event that opens its window is its first word, not a correction of it.
+            first = delta.late if delta.late == delta.count else 1 + delta.late
+            self._insert(build, pipeline, delta, group, delta.count, first, state)
+            return
+        state = _decode_state(row[1])
+        state.add(delta)
+        execute(
+            "UPDATE windows SET count = count + ?, revision = revision + ?, closed = 0, state = ? "
+            "WHERE id = ?",
+            (delta.count, delta.late, _encode_state(state), row[0]),
+        )
+
+    def _insert(
+        self,
+        build: int,
+        pipeline: str,
+        delta: Delta,
+        group: str,
+        count: int,
+        revision: int,
+        state: State,
+    ) -> None:
+        self._writer.execute(
+            "INSERT INTO windows (build, pipeline, window_start, window_end, group_key, source, "
+            "count, revision, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (build, pipeline, delta.window_start, delta.window_end, group, delta.source, count,
+             revision, _encode_state(state)),
+        )  # fmt: skip
+
+    def _add_session(self, build: int, pipeline: str, delta: Delta) -> None:
+        """Write a session in place of the stored ones it has grown out of."""
+        group = group_text(delta.group)
+        state, count, revision = State(), delta.count, 1 + delta.late
+        for start in delta.replaces or ():
+            row = self._writer.execute(
+                "DELETE FROM windows WHERE build = ? AND group_key = ? AND window_start = ? "
+                "RETURNING count, revision, state",
+                (build, group, start),
+            ).fetchone()
+            if row is not None:
+                state.join(_decode_state(row[2]))
+                count += row[0]
+                revision += row[1] - 1
+        state.add(delta)
+        self._insert(build, pipeline, delta, group, count, revision, state)
+
+    def _close(self, build: int, source: str, watermark: int, changes: Changes) -> None:
+        """Mark the windows the watermark has passed, and send word of each."""
+        while True:
+            rows = self._writer.execute(_CLOSE, (build, source, watermark, AT_ONCE)).fetchall()
+            if changes.describe is not None:
+                describe, now = changes.describe, changes.now
+                self._writer.executemany(
+                    "INSERT INTO closed_windows (sent, value) VALUES (?, ?)",
+                    [(now, describe(_aggregate(row, final=False))) for row in rows],
+                )
+            if len(rows) < AT_ONCE:
+                return
+
+    def _change_builds(self, changes: Changes) -> None:
+        execute = self._writer.execute
+        if changes.drop is not None:
+            self._drop(changes.drop)
+        if (put := changes.put) is not None:
+            self._drop(put.name)
+            execute(
+                "INSERT INTO builds VALUES (?, ?, ?, 'active', ?, ?, 0, 0, 0, 0, 0)",
+                (put.id, put.name, put.spec, put.lateness, put.begins),
+            )
+        if (new := changes.shadow) is not None:
+            execute("UPDATE builds SET state = 'dropped' WHERE name = ? AND state = 'shadow'",
+                    (new.name,))  # fmt: skip
+            execute(
+                "INSERT INTO builds VALUES (?, ?, ?, 'shadow', ?, ?, ?, ?, 0, 0, 0)",
+                (new.id, new.name, new.spec, new.lateness, new.begins, new.origin, new.progress),
+            )
+        if (step := changes.rebuilt) is not None:
+            execute(
+                "UPDATE builds SET progress = ?, done = ?, events = ?, misfits = ? WHERE id = ?",
+                (step.progress, step.done, step.events, step.misfits, step.id),
+            )
+        if (swap := changes.swap) is not None:
+            execute("UPDATE builds SET state = 'dropped' WHERE name = ? AND state = 'active'",
+                    (swap.name,))  # fmt: skip
+            execute("UPDATE builds SET state = 'active' WHERE id = ?", (swap.id,))
+
+    def _drop(self, name: str) -> None:
+        self._writer.execute("UPDATE builds SET state = 'dropped' WHERE name = ?", (name,))
+        self._writer.execute("DELETE FROM totals WHERE pipeline = ?", (name,))
+
+    def _prune(self, held: int) -> int:
+        """Forget dedupe keys, answers and dead letters beyond their bounds; return keys left."""
+        execute = self._writer.execute
+        while held > self._keep_keys:
+            oldest, count = execute("SELECT id, count FROM seen ORDER BY id LIMIT 1").fetchone()
+            if held - count < self._keep_keys:
+                break
+            execute("DELETE FROM seen WHERE id = ?", (oldest,))
+            held -= count
+        execute(
+            "DELETE FROM answers WHERE id <= (SELECT max(id) FROM answers) - ?", (self._keep_keys,)
+        )
+        execute(
+            "DELETE FROM dead_letters WHERE id <= (SELECT max(id) FROM dead_letters) - ?",
+            (KEPT_DEAD_LETTERS,),
+        )
+        return held
+
+    def forget_uploads(self, names: Iterable[str]) -> None:
+        """Drop those names once their files are gone."""
+        with _refusing("change"), self._transaction():
+            self._writer.executemany(
+                "DELETE FROM uploads WHERE name = ?", [(name,) for name in names]
+            )
+
+    def cleanup(self, before: int, *, dry_run: bool) -> dict[str, int]:
+        """Delete closed windows that ended, and dead letters that came, before that moment."""
+        windows = "windows WHERE closed = 1 AND window_end < ?"
+        letters = "dead_letters WHERE received < ?"
+        found = {"aggregates": windows, "dead_letters": letters}
+        deleted = {}
+        with _refusing("change"):
+            for name, what in found.items():
+                if dry_run:
+                    sql = f"SELECT count(*) FROM {what}"
+                    deleted[name] = self._writer.execute(sql, (before,)).fetchone()[0]
+                else:
+                    deleted[name] = self._delete(what, before)
+        return deleted
+
+    def _delete(self, what: str, *parameters: Any) -> int:
+        """Delete in small transactions, so that nothing else waits for long."""
+        table = what.partition(" ")[0]
+        deleted = 0
+        while True:
+            with self._transaction():
+                count = self._writer.execute(
+                    f"DELETE FROM {table} WHERE id IN (SELECT id FROM {what} LIMIT {AT_ONCE})",
+                    parameters,
+                ).rowcount
+            deleted += count
+            if count < AT_ONCE:
+                return deleted
+
+    def retain(self, since: int, max_bytes: int) -> None:
+        """Forget messages of topics that are older, or beyond that many bytes."""
+        with _refusing("change"):
+            self._delete("closed_windows WHERE sent < ?", since)
+            self._delete("dead_letters WHERE received < ?", since)
+            state = self.topic("aggregates")
+            if state.bytes > max_bytes:
+                keep = state.messages * max_bytes // state.bytes
+                self._delete("closed_windows WHERE id < ?", state.next - keep)
+
+    def purge(self) -> bool:
+        """Delete some of what belongs to dropped builds; True while there is more."""
+        execute = self._writer.execute
+        with _refusing("change"):
+            row = execute("SELECT id FROM builds WHERE state = 'dropped' LIMIT 1").fetchone()
+            if row is None:
+                return False
+            with self._transaction():
+                rows = execute(
+                    "DELETE FROM windows WHERE id IN (SELECT id FROM windows WHERE build = ? "
+                    f"LIMIT {AT_ONCE})", row,
+                ).rowcount  # fmt: skip
+                clocks = execute(
+                    "DELETE FROM clocks WHERE build = ? AND source IN (SELECT source FROM clocks "
+                    f"WHERE build = ? LIMIT {AT_ONCE})", (*row, *row),
+                ).rowcount  # fmt: skip
+                if rows < AT_ONCE and clocks < AT_ONCE:
+                    execute("DELETE FROM builds WHERE id = ?", row)
+        return True
+
+    def checkpoint(self) -> int:
+        """Make what was applied survive a power cut; return the position that is safe."""
+        position = self.position()
+        with _refusing("checkpoint"):
+            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+        return 0 if busy else position
+
+    # --- what the writer reads, its own changes included ---
+
+    def clock(self, build: int, source: str) -> Clock | None:
+        """The stored clock of a source, uncommitted changes included."""
+        with _refusing("question"):
+            row = self._writer.execute(
+                "SELECT latest, floor, seen, arrival FROM clocks WHERE build = ? AND source = ?",
+                (build, source),
+            ).fetchone()
+        return None if row is None else Clock(*row)
+
+    def open_windows(self, build: int) -> Iterator[tuple[Group, str, int, int]]:
+        """Group, source, start and end of the windows that may still change."""
+        lateness = self._writer.execute(
+            "SELECT lateness FROM builds WHERE id = ?", (build,)
+        ).fetchone()
+        if lateness is None:
+            return
+        sql = (
+            "SELECT w.group_key, w.source, w.window_start, w.window_end FROM windows w "
+            "LEFT JOIN clocks c ON c.build = w.build AND c.source = w.source "
+            f"WHERE w.build = ? AND w.window_end + ? > coalesce(c.watermark, {BEGINNING})"
+        )
+        with closing(self._writer.execute(sql, (build, *lateness))) as cursor:
+            for group, source, start, end in cursor:
+                yield tuple(msgspec.json.decode(group)), source, start, end
+
+    def _meta(self, name: str) -> Any:
+        sql = "SELECT value FROM meta WHERE name = ?"
+        return self._writer.execute(sql, (name,)).fetchone()[0]
+
+    def seen(self) -> Iterator[bytes]:
+        """The dedupe keys, packed, oldest first."""
+        with closing(self._writer.execute("SELECT keys FROM seen ORDER BY id")) as cursor:
+            for (keys,) in cursor:
+                yield keys
+
+    def close(self) -> None:
+        """Release the files; idempotent."""
+        super().close()
+        self._writer.close()
+
+
+def _aggregate(row: tuple[Any, ...], *, final: bool) -> Aggregate:
+    return Aggregate(
+        row[0], row[1], row[2], msgspec.json.decode(row[3]), row[4], row[5], final,
+        _decode_state(row[6]),
+    )  # fmt: skip
+
+
+def _letter(row: tuple[Any, ...]) -> DeadLetter:
+    record = Rejected(row[4], row[5], row[6], row[7], row[8], row[9], bool(row[10]))
+    return DeadLetter(row[0], row[1], row[2], row[3], record)
+
+
+def letter_message(letter: DeadLetter) -> bytes:
+    """A dead letter as the message of its topic."""
+    return msgspec.json.encode(letter_fields(letter))
+
+
+def letter_fields(letter: DeadLetter) -> dict[str, Any]:
+    """A dead letter as it is shown: its bytes as text, or as base64 where they are no UTF-8."""
+
+    record = letter.record
+    try:
+        raw = {"text": record.raw.decode()}
+    except UnicodeDecodeError:
+        raw = {"base64": base64.b64encode(record.raw).decode()}
+    return {
+        "id": letter.id, "pipeline": letter.pipeline, "received_at": text_of(letter.received),
+        "position": letter.position, "line": record.line, "index": record.index,
+        "offset": record.offset, "code": record.code, "message": record.message,
+        "whole": record.whole, **raw,
+    }  # fmt: skip
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """A full, locked or damaged database, as StoreRefused."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise StoreRefused(f"The database refused a {what}: {error}.") from error
