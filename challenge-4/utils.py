@@ -1,0 +1,27 @@
+"""The front door of the folder: lazy collections over anything, files and databases included.
+
+A chain is a plan: building it runs nothing, running it is one loop. `lazy.py` is the class,
+`compiler.py` the executor, `expressions.py` what both the loop and SQL are written from.
+"""
+
+from caching import CacheFullError
+from expressions import Expr, col, it, lit
+from files import BadLineError
+from lazy import EmptyCollectionError, LazyCollection, LazyIterator
+from pages import Page
+from sources import LazyError, SourceExhaustedError
+
+__all__ = [
+    "BadLineError",
+    "CacheFullError",
+    "EmptyCollectionError",
+    "Expr",
+    "LazyCollection",
+    "LazyError",
+    "LazyIterator",
+    "Page",
+    "SourceExhaustedError",
+    "col",
+    "it",
+    "lit",
+]
