@@ -58,17 +58,17 @@ class Prepared(NamedTuple):
     merged: list[str]
 
 
-def prepare(source: Source, ops: tuple[Op, ...], first: int = 1) -> Prepared:
+def prepare(source: Source, ops: tuple[Op, ...]) -> Prepared:
     """Make the rewrites that change nothing: merge neighbours, let the source skip and take."""
     window = EVERYTHING
     rest: list[Op] = []
     numbers: list[int] = []
     merged: list[str] = []
-    for number, op in enumerate(ops, first):
+    for number, op in zip(source.numbers or counting(1), ops, strict=False):
         name = op[0]
         if name in ("take", "skip", "slice"):
             if name == "slice" and (op[1] < 0 or (op[2] or 0) < 0):
-                return prepare(source, tuple(_from_the_end(source, ops)), first)
+                return prepare(source, tuple(_from_the_end(source, ops)))
             for part in _parts(op):
                 name, value = part
                 if name == "take" and value == 0:  # nothing before it has to run at all
@@ -82,8 +82,6 @@ def prepare(source: Source, ops: tuple[Op, ...], first: int = 1) -> Prepared:
                 else:
                     rest.append(part)
                     numbers.append(number)
-        elif name == "cache":
-            source, window, rest, numbers = op[1], EVERYTHING, [], []
         else:
             rest.append(op)
             numbers.append(number)
@@ -195,9 +193,15 @@ def iterate(source: Source, ops: tuple[Op, ...], meter: Meter | None = None) -> 
 
 def _iterate_late(source: Source, ops: tuple[Op, ...], meter: Meter | None) -> Iterator[Any]:
     pushed, left = source.push(ops)
+    yield from iterate_pushed(pushed, left, meter)
+
+
+def iterate_pushed(
+    pushed: Source, left: tuple[Op, ...], meter: Meter | None = None
+) -> Iterator[Any]:
+    """Run what a source has left over, then close the source."""
     try:
-        prepared = prepare(pushed, left, first=len(ops) - len(left) + 1)
-        yield from compose(prepared, meter)
+        yield from compose(prepare(pushed, left), meter)
     finally:
         pushed.close()
 
@@ -315,10 +319,6 @@ def release(sub: Any) -> None:
 
 
 _NAMESPACE: dict[str, Any] = {
-    "__builtins__": {
-        "Exception": Exception, "ValueError": ValueError, "iter": iter, "len": len, "list": list,
-        "next": next, "set": set,
-    },
     "GUARD": GUARD,
     "END": _END,
     "SHORT_BATCH": "The last batch has {} elements, and strict=True asks for whole ones.",

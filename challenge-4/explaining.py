@@ -26,7 +26,7 @@ class Explanation(str):
 
 def explain(source: Source, ops: tuple[Op, ...], *, analyze: bool) -> Explanation:
     """Describe the plan, and run it with a meter when asked to."""
-    meter = Meter(len(ops)) if analyze else None
+    meter = Meter(len(ops) + 1) if analyze else None
     if meter is not None:
         stream = iterate(source, ops, meter)
         for _ in stream:
@@ -37,8 +37,8 @@ def explain(source: Source, ops: tuple[Op, ...], *, analyze: bool) -> Explanatio
 def _explained(source: Source, ops: tuple[Op, ...], meter: Meter | None) -> Explanation:
     pushed, left = source.push(ops)
     try:
-        prepared = prepare(pushed, left, first=len(ops) - len(left) + 1)
-        lines, facts = _lines(source, pushed, prepared, meter)
+        prepared = prepare(pushed, left)
+        lines, facts = _lines(source, pushed, len(ops), prepared, meter)
     finally:
         if pushed is not source:
             pushed.close()
@@ -49,7 +49,7 @@ def _explained(source: Source, ops: tuple[Op, ...], meter: Meter | None) -> Expl
 
 
 def _lines(
-    source: Source, pushed: Source, prepared: Prepared, meter: Meter | None
+    source: Source, pushed: Source, ops: int, prepared: Prepared, meter: Meter | None
 ) -> tuple[list[str], dict[str, Any]]:
     inline = is_on()
     sql: str | None = getattr(pushed, "sql", None)
@@ -81,7 +81,8 @@ def _lines(
             how, is_inlined = _how(op, inline)
             if is_inlined:
                 inlined.append(number)
-            lines.append(f"  op {number} {call_text(op)}{how}{_measured(meter, number)}")
+            label = "   " if number > ops else f"op {number}"
+            lines.append(f"  {label} {call_text(op)}{how}{_measured(meter, number)}")
     if shown > MAX_LINES:
         lines.append(f"  ... {shown - MAX_LINES:,} more")
     facts = {

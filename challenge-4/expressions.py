@@ -6,6 +6,7 @@ The one rule that differs from plain Python makes that possible: comparing with 
 unlike type is false, and arithmetic with None is None.
 """
 
+import decimal
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ VALUE, CONSTANT = "\0", "\1"
 MAX_INLINE_DEPTH = 40  # the parser of Python gives up at 100 nested brackets
 MAX_DEPTH = 300  # evaluating recurses
 # What a template may raise where the rules above know an answer: `evaluate` then gives it.
-GUARD = (TypeError, AttributeError)
+GUARD = (TypeError, AttributeError, decimal.InvalidOperation)
 
 
 class Face(NamedTuple):
@@ -298,7 +299,7 @@ def _ordered(expr: Expr, element: Any) -> bool:
         return False
     try:
         return bool(_ORDER[expr.op][1](value, other))
-    except TypeError:
+    except (TypeError, decimal.InvalidOperation):  # the latter from a decimal that is no number
         return False
 
 

@@ -52,7 +52,7 @@ class LazyCollection(Generic[T]):
         self._source = Source(source)
         self._ops = ()
         if cache:
-            self._ops = self.cache()._ops
+            self._source = self.cache()._source
 
     @classmethod
     def of(cls, *elements: U) -> "LazyCollection[U]":
@@ -177,7 +177,7 @@ class LazyCollection(Generic[T]):
     def take(self, n: int) -> Self:
         """The first n elements; not one more is read."""
         if type(n) is not int or n < 0:
-            n = _number("take", "n", n, 0)
+            n = check_number("take", "n", n, 0)
         new = _new(self.__class__)
         new._source = self._source
         new._ops = self._ops + (("take", n),)  # noqa: RUF005
@@ -185,7 +185,7 @@ class LazyCollection(Generic[T]):
 
     def skip(self, n: int) -> Self:
         """The elements after the first n."""
-        return self._then("skip", _number("skip", "n", n, 0))  # type: ignore[no-any-return]
+        return self._then("skip", check_number("skip", "n", n, 0))  # type: ignore[no-any-return]
 
     def slice(self, *bounds: int | None) -> Self:
         """`slice(stop)` or `slice(start, stop[, step])`, with Python's meaning.
@@ -195,12 +195,12 @@ class LazyCollection(Generic[T]):
         if not 1 <= len(bounds) <= 3:
             raise TypeError(f"slice() takes 1 to 3 numbers, not {len(bounds)}.")
         chosen = builtins.slice(*bounds)
-        step = _number("slice", "step", 1 if chosen.step is None else chosen.step, 1)
+        step = check_number("slice", "step", 1 if chosen.step is None else chosen.step, 1)
         least = 0
         if self._source.is_sequence() and self._keeps_length():
             least = -(2**63)
-        start = 0 if chosen.start is None else _number("slice", "start", chosen.start, least)
-        stop = None if chosen.stop is None else _number("slice", "stop", chosen.stop, least)
+        start = 0 if chosen.start is None else check_number("slice", "start", chosen.start, least)
+        stop = None if chosen.stop is None else check_number("slice", "stop", chosen.stop, least)
         return self._then("slice", start, stop, step)  # type: ignore[no-any-return]
 
     def _keeps_length(self) -> bool:
@@ -220,14 +220,14 @@ class LazyCollection(Generic[T]):
 
     def batch(self, size: int, *, strict: bool = False) -> "LazyCollection[list[T]]":
         """Lists of `size` elements; the last may be shorter, which `strict` makes an error."""
-        return self._then("batch", _number("batch", "size", size, 1), bool(strict))  # type: ignore[no-any-return]
+        return self._then("batch", check_number("batch", "size", size, 1), bool(strict))  # type: ignore[no-any-return]
 
     chunk = batch
 
     def window(self, size: int, step: int = 1) -> "LazyCollection[tuple[T, ...]]":
         """Tuples of `size` neighbours, each `step` further on; only whole ones."""
-        _number("window", "size", size, 1)
-        return self._then("window", size, _number("window", "step", step, 1))  # type: ignore[no-any-return]
+        check_number("window", "size", size, 1)
+        return self._then("window", size, check_number("window", "step", step, 1))  # type: ignore[no-any-return]
 
     @overload
     def zip(
@@ -262,9 +262,9 @@ class LazyCollection(Generic[T]):
     def paginate(self, size: int, page: int) -> Self: ...
     def paginate(self, size: int, page: int | None = None) -> Any:
         """All pages of this size; with a page number (from 1) the lazy elements of that page."""
-        _number("paginate", "size", size, 1)
+        check_number("paginate", "size", size, 1)
         if page is not None:
-            _number("paginate", "page", page, 1)
+            check_number("paginate", "page", page, 1)
             return self.skip((page - 1) * size).take(size)
         total = self._length() if self._source.is_sequence() else None
         return self._then("pages", size, _PageMaker(size, total))
@@ -274,8 +274,8 @@ class LazyCollection(Generic[T]):
 
         A page behind the last is empty. `count=True` also counts all elements, by reading them.
         """
-        _number("page", "number", number, 1)
-        _number("page", "size", size, 1)
+        check_number("page", "number", number, 1)
+        check_number("page", "size", size, 1)
         items = list(self.skip((number - 1) * size).take(size + 1))
         total = self.count() if count else self._length()
         return Page(items[:size], number, size, len(items) > size, total)
@@ -290,7 +290,7 @@ class LazyCollection(Generic[T]):
         not fit are computed again for each reader.
         """
         if max_items is not None:
-            _number("cache", "max_items", max_items, 1)
+            check_number("cache", "max_items", max_items, 1)
         if on_overflow not in ("error", "recompute"):
             raise ValueError(f'cache(on_overflow): "error" or "recompute", not {on_overflow!r}.')
         source, ops = self._source, self._ops
@@ -519,7 +519,8 @@ def _function(op: str, function: Any) -> Any:
     return function
 
 
-def _number(op: str, name: str, value: Any, least: int) -> int:
+def check_number(op: str, name: str, value: Any, least: int) -> int:
+    """The number as it is, or an error that names operation, argument and value."""
     if type(value) is not int:
         if isinstance(value, bool) or not hasattr(value, "__index__"):
             raise TypeError(f"{op}({name}={value!r}): {name} must be a whole number.")

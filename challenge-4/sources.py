@@ -31,6 +31,7 @@ class Source:
     """An iterable, or a function that makes one, behind the operations of a plan."""
 
     __slots__ = ("_first_use", "_live", "origin", "produces")
+    numbers: list[int] = []  # noqa: RUF012  (of the operations a pushing source leaves over)
     is_late = False  # True: what runs is known only once the source is open
 
     def __init__(self, origin: Iterable[Any] | Callable[[], Iterable[Any]]) -> None:

@@ -219,7 +219,7 @@ def scan(function: Any, init: Any) -> Any:
     return step
 
 
-STEPS = {
+STEPS: dict[str, Any] = {
     "map": map_, "filter": filter_, "tap": tap, "flat_map": flat_map, "take": take, "skip": skip,
     "slice": slice_, "take_while": take_while, "skip_while": skip_while, "distinct": distinct,
     "enumerate": enumerate_, "scan": scan,

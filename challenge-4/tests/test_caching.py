@@ -16,7 +16,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_it_is_incremental_and_computes_each_element_once(counting: Any) -> None:
-    source, computed = counting(range(100)), []
+    source = counting(range(100))
+    computed: list[int] = []
     cached = LazyCollection(source).tap(computed.append).cache()
 
     assert cached.take(3).collect() == [0, 1, 2]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent
-PROMISES = FOLDER / "tests" / "typing_promises.py"
+PROMISES = FOLDER / "tests" / "typing_promises.txt"
 
 
 @pytest.mark.unit
