@@ -206,8 +206,8 @@ class PostgresSession(Session):
         found = cursor.execute(
             "SELECT c.oid, n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
             "WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND "
-            "((c.relname = %s AND pg_table_is_visible(c.oid)) OR (c.relname = %s AND n.nspname = %s))"
-            " ORDER BY c.relname = %s DESC LIMIT 1",
+            "((c.relname = %s AND pg_table_is_visible(c.oid)) "
+            "OR (c.relname = %s AND n.nspname = %s)) ORDER BY c.relname = %s DESC LIMIT 1",
             (name, bare, schema, name),
         ).fetchone()
         if found is None:
@@ -243,7 +243,7 @@ class PostgresSession(Session):
 
     def rows(self, sql: str, parameters: Any, fetch_size: int) -> Iterator[tuple[Any, ...]]:
         """A cursor on the server: it sends `fetch_size` rows when they are asked for."""
-        from psycopg.rows import tuple_row  # noqa: PLC0415  (the driver is optional)
+        from psycopg.rows import tuple_row
 
         name = f"lazy_{os.getpid()}_{next(_cursor_numbers)}"
         cursor = self.connection.cursor(name, row_factory=tuple_row)
@@ -279,7 +279,7 @@ def _open_postgres(dsn: str) -> Any:
 
 def _driver() -> Any:
     try:
-        import psycopg  # noqa: PLC0415
+        import psycopg
     except ImportError as error:
         raise DatabaseError(
             "Reading from PostgreSQL needs psycopg: pip install -r requirements-services.txt"
@@ -301,7 +301,7 @@ def open_session(connection: Any) -> Session:
         return _borrowed(connection)
     made = connection()
     if hasattr(type(made), "cursor"):
-        session = _session_on(made, made.close)
+        session = _session_on(made, lambda: made.close())
         _only_read(session)
         return session
     entered = made.__enter__()  # such as pool.connection()

@@ -79,10 +79,8 @@ class Translator:
             return None
         collate = ' COLLATE "C"' if column.kind == "text" and op not in ("eq", "ne") else ""
         if column.kind in ("integer", "text"):
-            return (
-                f"{quoted(column.name, self.mark)}{collate} {SIGNS[op]} {quoted(other.name, self.mark)}",
-                [],
-            )
+            one, two = quoted(column.name, self.mark), quoted(other.name, self.mark)
+            return f"{one}{collate} {SIGNS[op]} {two}", []
         return None
 
     def compare(self, op: str, column: Column, value: Any) -> Text | None:

@@ -148,8 +148,8 @@ class Query:
 class PushedSource(Source):
     """The rows of one statement, on a connection that is given back by `close`."""
 
-    __slots__ = ("fetch_size", "key_size", "last_key", "numbers", "order", "owner", "parameters", "pushed",
-                 "query", "session", "sql")  # fmt: skip
+    __slots__ = ("fetch_size", "key_size", "last_key", "numbers", "order", "owner", "parameters",
+                 "pushed", "query", "session", "sql")  # fmt: skip
 
     def __init__(self, session: Session, fetch_size: int) -> None:
         super().__init__(())
@@ -571,7 +571,7 @@ class DatabaseLazyCollection(LazyCollection[Row]):
 
     def _table_source(self, what: str) -> TableSource:
         if not isinstance(self._source, TableSource):
-            raise ValueError(f"{what}() works on the rows of a database, before cache().")
+            raise ValueError(f"{what}() works on the rows of a database, before cache().")  # noqa: TRY004
         return self._source
 
     def page(self, number: int, size: int = 20, *, count: bool = False) -> Page[Row]:

@@ -5,15 +5,19 @@ A chain is a plan: building it runs nothing, running it is one loop. `lazy.py` i
 """
 
 from caching import CacheFullError
+from databases import DatabaseError
 from expressions import Expr, col, it, lit
 from files import BadLineError
 from lazy import EmptyCollectionError, LazyCollection, LazyIterator
 from pages import Page
 from sources import LazyError, SourceExhaustedError
+from tables import DatabaseLazyCollection
 
 __all__ = [
     "BadLineError",
     "CacheFullError",
+    "DatabaseError",
+    "DatabaseLazyCollection",
     "EmptyCollectionError",
     "Expr",
     "LazyCollection",
@@ -22,6 +26,13 @@ __all__ = [
     "Page",
     "SourceExhaustedError",
     "col",
+    "from_csv",
+    "from_ndjson",
+    "from_query",
+    "from_table",
     "it",
     "lit",
 ]
+
+from_csv, from_ndjson = LazyCollection.from_csv, LazyCollection.from_ndjson
+from_query, from_table = DatabaseLazyCollection.from_query, DatabaseLazyCollection.from_table

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.unit
 LAMBDAS: list[Callable[[Any], Any]] = [
     lambda x: x + 1, lambda x: x - 0.5, lambda x: 2 * x, lambda x: x / 3, lambda x: x // 2,
     lambda x: x % 3, lambda x: x**2, lambda x: x << 1, lambda x: x >> 1, lambda x: x & 3,
-    lambda x: x | 4, lambda x: x ^ 1, lambda x: -x, lambda x: +x, lambda x: ~(x + 0), lambda x: not x,
+    lambda x: x | 4, lambda x: x ^ 1, lambda x: -x, lambda x: +x, lambda x: ~(x + 0),
+    lambda x: not x,
     lambda x: x == 1, lambda x: x != 1, lambda x: x < 2, lambda x: x <= 2, lambda x: x > 2,
     lambda x: x >= 2, lambda x: x is None, lambda x: x is not None, lambda x: x in (1, "a", 2.5),
     lambda x: x not in "abc", lambda x: x[0], lambda x: x["k"], lambda x: x[1:2], lambda x: x.real,
