@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from sources import LazyError
 
-MAX_FIELD_CHARACTERS = 16 * 1024 * 1024
+MAX_LINE_BYTES = 16 * 1024 * 1024  # of a line, and of a CSV record over several lines
 
 
 class BadLineError(LazyError, ValueError):
@@ -61,12 +61,17 @@ class NdjsonFile(_LineFile):
     """One JSON value per line; empty lines are passed over."""
 
     kind = "NDJSON"
+    line = 0  # the one read last
 
     def read(self, file: Any) -> Iterator[Any]:
         """The values; lines end with a line feed only, as the format says."""
         loads = _DECODER.decode
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(file), 1):
+            self.line = number
             if not line.strip():
+                continue
+            if len(line) > MAX_LINE_BYTES:
+                self.bad(number, f"longer than {MAX_LINE_BYTES:,} bytes.")
                 continue
             try:
                 value = loads(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
@@ -74,6 +79,15 @@ class NdjsonFile(_LineFile):
                 self.bad(number, f"not a JSON value ({_reason(error)}).", error)
                 continue
             yield value
+
+
+def _lines(file: Any) -> Iterator[bytes]:
+    """Lines; of one that is too long only the beginning, so that memory stays small."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+        yield line
 
 
 def _refuse_constant(name: str) -> Any:
@@ -102,7 +116,8 @@ class CsvFile(_LineFile):
 
     def read(self, file: Any) -> Iterator[dict[str, str]]:
         """The records; one with too few or too many fields, or not in UTF-8, is a bad line."""
-        reader = csv.reader(_texts(file), delimiter=self.delimiter, strict=True)
+        texts = _Texts(file, self.path.name)
+        reader = csv.reader(texts, delimiter=self.delimiter, strict=True)
         header = next(reader, None)
         if header is None:
             return
@@ -110,6 +125,7 @@ class CsvFile(_LineFile):
             raise BadLineError(self.path.name, 1, "the header names a field twice.")
         while True:
             started = reader.line_num + 1
+            texts.size = 0
             try:
                 fields = next(reader)
             except StopIteration:
@@ -121,21 +137,30 @@ class CsvFile(_LineFile):
                 continue
             if len(fields) != len(header):
                 self.bad(started, f"{len(fields)} fields, where the header names {len(header)}.")
-            elif any(_UNDECODED in field for field in fields) and any(
-                "\udc80" <= character <= "\udcff" for field in fields for character in field
-            ):
+            elif any(_is_undecoded(field) for field in fields):
                 self.bad(started, "not UTF-8.")
             else:
                 yield dict(zip(header, fields, strict=True))
 
 
-_UNDECODED = ""  # every text contains it: the exact look follows
+def _is_undecoded(text: str) -> bool:
+    return not text.isascii() and any("\udc80" <= character <= "\udcff" for character in text)
 
 
-def _texts(file: Any) -> Iterator[str]:
+class _Texts:
     """Lines as text; bytes that are not UTF-8 become lone surrogates, to be found later."""
-    for number, line in enumerate(file):
-        yield line.decode("utf-8-sig" if number == 0 else "utf-8", "surrogateescape")
+
+    def __init__(self, file: Any, name: str) -> None:
+        self.lines = enumerate(_lines(file), 1)
+        self.name = name
+        self.size = 0  # of the record that is being read
+
+    def __iter__(self) -> Iterator[str]:
+        for number, line in self.lines:
+            self.size += len(line)
+            if self.size > MAX_LINE_BYTES:
+                raise BadLineError(self.name, number, f"a record of over {MAX_LINE_BYTES:,} bytes.")
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
 
 
 def _open_bytes(path: Path) -> Any:
