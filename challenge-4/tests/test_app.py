@@ -95,7 +95,8 @@ class TestLanguage:
         take = {"op": "take", "n": 3}
 
         assert [r["n"] for r in items(numbers, {"op": "skip", "n": 97}, take)] == [98, 99, 100]
-        assert items(numbers, {"op": "map", "select": ["n"]}, {"op": "batch", "size": 60}, take) == [
+        select = {"op": "map", "select": ["n"]}
+        assert items(numbers, select, {"op": "batch", "size": 60}, take) == [
             [{"n": n} for n in range(1, 61)], [{"n": n} for n in range(61, 101)],
         ]  # fmt: skip
         assert items(numbers, {"op": "map", "expr": {"mul": [{"field": "n"}, {"value": 2}]}},
@@ -309,8 +310,10 @@ class TestStreams:
     ) -> None:
         path = tmp_path / "big.sqlite"
         with sqlite3.connect(path) as connection:
-            connection.execute("CREATE TABLE processed_events (event_id INTEGER PRIMARY KEY, "
-                               "source TEXT, event_type TEXT, data TEXT, timestamp TEXT)")  # fmt: skip
+            connection.execute(
+                "CREATE TABLE processed_events (event_id INTEGER PRIMARY KEY, source TEXT, "
+                "event_type TEXT, data TEXT, timestamp TEXT)"
+            )
             connection.execute(
                 "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000) "
                 "INSERT INTO processed_events SELECT i, 's', 't', '{\"a\": 1}', 'x' FROM n"
@@ -430,7 +433,8 @@ class TestUploads:
         ndjson = "".join(f"{json.dumps(row)}\n" for row in rows)
         for content_type, body in (
             ("text/csv", text.encode()), ("text/csv; charset=utf-8", gzip.compress(text.encode())),
-            ("application/x-ndjson", ndjson.encode()), ("text/plain", b"\xef\xbb\xbf" + ndjson.encode()),
+            ("application/x-ndjson", ndjson.encode()),
+            ("text/plain", b"\xef\xbb\xbf" + ndjson.encode()),
             ("application/jsonl", gzip.compress(ndjson.encode())),
         ):  # fmt: skip
             answer = client.post("/datasets?name=cities", content=body,
@@ -570,7 +574,8 @@ class TestDocumentation:
     def test_explain_says_what_the_database_does(self, client: Any) -> None:
         body = pipeline(
             "events", {"op": "filter", "field": "source", "cmp": "eq", "value": "app"},
-            {"op": "take", "n": 5}, {"op": "filter", "field": "data.items", "cmp": "gt", "value": 0},
+            {"op": "take", "n": 5},
+            {"op": "filter", "field": "data.items", "cmp": "gt", "value": 0},
         )  # fmt: skip
         plan = client.post("/pipelines/explain?analyze=true", json=body).json()
 
