@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from caching import CachedSource
 from compiler import HEADS, Prepared, iterate, prepare, segments
+from expressions import Expr
 from inlining import face_of, is_on
 from metering import Meter
 from sources import EVERYTHING, Op, Source, name_of
@@ -56,6 +58,9 @@ def _lines(
     border: list[str] = list(getattr(pushed, "pushed", ()))
     inlined: list[int] = []
     lines = [f"source   {source.describe()}{_measured(meter, 0)}"]
+    if isinstance(pushed, CachedSource):
+        inner = describe_plan("computed from ", *pushed.described)
+        lines.append(f"         {inner}")
     if sql is not None:
         lines += [f"         sql: {sql}"]
         if parameters := getattr(pushed, "parameters", None):
@@ -125,6 +130,14 @@ def call_text(op: Op) -> str:
     name, *arguments = op
     if name == "pages":
         return f"paginate({arguments[0]})"
+    if name == "map" and isinstance(arguments[0], Expr) and arguments[0].op == "record":
+        fields = ", ".join(f"{field}={expr}" for field, expr in arguments[0].args[0].items())
+        return f"select({fields})" if len(fields) <= 200 else f"select({fields[:197]}...)"
+    if name == "sort":
+        key = "" if arguments[0] is None else name_of(arguments[0])
+        return (
+            f"sort({key}{', ' if key and arguments[1] else ''}{'reverse' if arguments[1] else ''})"
+        )
     if name in ("zip", "concat"):
         return f"{name}({', '.join(source.describe() for source in arguments[0])})"
     if name == "catch":

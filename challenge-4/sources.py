@@ -147,7 +147,8 @@ class Source:
             return f"{kind.__name__} of {len(origin):,}"
         if kind is GeneratorType:
             return f"generator {origin.__name__} ({place_of(origin)})"
-        return kind.__name__[:60]
+        # Objects of others are named only: their repr could do anything.
+        return repr(origin) if kind.__module__ == "files" else kind.__name__[:60]
 
 
 def _check_factory(function: Any) -> None:
