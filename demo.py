@@ -23,6 +23,7 @@ MODES = {
     "etl": "challenge-1",
     "webhook": "challenge-1",
     "performance": "challenge-1",
+    "lazy": "challenge-4",
 }
 MODE_SECONDS = 120  # a mode that takes longer is ended and counts as failed
 

@@ -23,7 +23,9 @@ Say = Callable[[str], None]
 
 def airports(rows: int | None = None) -> list[dict[str, Any]]:
     """The airports, in the order of their codes; of N the same share from everywhere."""
-    found = sorted(airportsdata.load("ICAO").values(), key=lambda airport: airport["icao"])
+    found: list[Any] = sorted(
+        airportsdata.load("ICAO").values(), key=lambda airport: airport["icao"]
+    )
     step = max(1, len(found) // (rows or len(found)))
     return [{name: airport[name] for name in FIELDS} for airport in found[::step]]
 

@@ -280,6 +280,11 @@ class LazyCollection(Generic[T]):
         total = self.count() if count else self._length()
         return Page(items[:size], number, size, len(items) > size, total)
 
+    def after(self, cursor: str) -> Self:
+        """The elements behind a page of a database's rows: see `DatabaseLazyCollection.after`."""
+        del cursor
+        raise ValueError(f"after() works on the rows of a database, not on {self!r}.")
+
     # --- keeping ------------------------------------------------------------------------------
 
     def cache(self, max_items: int | None = None, *, on_overflow: str = "error") -> Self:

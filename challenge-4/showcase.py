@@ -46,8 +46,10 @@ def _three_sources(rows: int | None) -> None:
 
 def _speed(seed: int, count: int) -> None:
     draw = random.Random(seed)
-    records = [{"status": draw.choice(["paid", "open"]), "amount": draw.randrange(100)}
-               for _ in range(count)]  # fmt: skip
+    records: list[dict[str, Any]] = [
+        {"status": draw.choice(["paid", "open"]), "amount": draw.randrange(100)}
+        for _ in range(count)
+    ]
 
     def by_hand() -> list[int]:
         out = []

@@ -329,8 +329,8 @@ class TestStreams:
         for ops in ([], [never]):
             body = json.dumps(pipeline("events", *ops)).encode()
             host, port = server.url.removeprefix("http://").split(":")
-            with socket.create_connection((host, int(port))) as connection:
-                connection.sendall(
+            with socket.create_connection((host, int(port))) as sender:
+                sender.sendall(
                     b"POST /pipelines/stream HTTP/1.1\r\nHost: localhost\r\n"
                     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
                     % (len(body), body)

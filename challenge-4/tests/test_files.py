@@ -18,7 +18,7 @@ from utils import BadLineError, LazyError, Page, col, from_csv, from_ndjson
 pytestmark = pytest.mark.unit
 
 FOLDER = Path(__file__).resolve().parent.parent
-ROWS = [{"a": 1, "b": 'x\ny,"z"'}, {"a": None, "b": "ü\u2028"}, {"a": 2.5, "b": ""}]
+ROWS: list[Any] = [{"a": 1, "b": 'x\ny,"z"'}, {"a": None, "b": "ü\u2028"}, {"a": 2.5, "b": ""}]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -167,7 +167,8 @@ def test_a_large_file_passes_in_flat_memory(tmp_path: Path) -> None:
         for _ in range(300):
             file.write(line * 1000)
     script = (
-        "import resource, sys; sys.path.insert(0, sys.argv[1]); from utils import from_ndjson, col\n"
+        "import resource, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from utils import from_ndjson, col\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "chain = from_ndjson(sys.argv[2]).filter(col('n') == 1).batch(100)\n"
         "chain.take(5).collect(); before = peak()\n"

@@ -605,7 +605,8 @@ class TestOps:
         assert (empty.collect(), empty.count(), empty.sum(), empty.group_by(str)) == ([], 0, 0, {})
         assert (empty.first(None), empty.last("x"), empty.min(default=0)) == (None, "x", 0)
         assert empty.max(str, default=1) == 1
-        for end in (empty.first, empty.last, lambda: empty[0]):
+        ends: list[Any] = [empty.first, empty.last, lambda: empty[0]]
+        for end in ends:
             with pytest.raises(IndexError):
                 end()
         with pytest.raises(EmptyCollectionError):

@@ -90,12 +90,14 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     own = f"{schema}_{uuid.uuid4().hex[:8]}"
     connection.execute(f"CREATE SCHEMA {own}")
 
-    def run(sql: str, rows: Any = None) -> None:
+    def execute(sql: str, rows: Any = None) -> None:
         connection.execute(f"SET search_path TO {own}")
         with connection.cursor() as cursor:
             cursor.executemany(sql, rows) if rows else cursor.execute(sql)
 
-    yield Database("postgresql", f"{DSN}?options=-csearch_path%3D{own}&application_name={own}", run)
+    yield Database(
+        "postgresql", f"{DSN}?options=-csearch_path%3D{own}&application_name={own}", execute
+    )
     connection.execute(f"DROP SCHEMA {own} CASCADE")
 
 
@@ -207,13 +209,14 @@ class TestPushing:
 
 class TestPages:
     def test_cursors_walk_through_everything_once(self, items: Rows) -> None:
-        for chain in (
+        chains: tuple[Any, ...] = (
             items, items.filter(col("kind") != 2), items.sort(col("price")),
             items.sort(col("price"), reverse=True), items.sort(col("name")).filter(col("kind") > 1),
             items.take(50), items.skip(3).take(40).filter(col("kind") == 1),
             items.filter(lambda row: row["id"] % 3 == 0), items.select("name"),
             items.map(lambda row: row["name"]).filter(lambda name: name > "name 2"),
-        ):  # fmt: skip
+        )  # fmt: skip
+        for chain in chains:
             seen: list[Any] = []
             page: Page[Any] = chain.page(1, 13)
             seen += page.items
@@ -303,7 +306,8 @@ class TestNames:
 
         with pytest.raises(DatabaseError, match="nothing"):
             from_table("nothing", connection=connection).collect()
-        for options in ({"order_by": "x; --"}, {"key": 'id" --'}):
+        wrong: list[Any] = [{"order_by": "x; --"}, {"key": 'id" --'}]
+        for options in wrong:
             with pytest.raises(ValueError, match="there are: id, name"):
                 from_table("items", connection=connection, **options).collect()
         with pytest.raises(KeyError):
@@ -321,12 +325,14 @@ class TestNames:
         assert items.filter(col("name") == nasty).collect() == []
 
     def test_bad_arguments_fail_at_once(self) -> None:
-        for options in ({"limit": -1}, {"fetch_size": 0}, {"columns": []}):
+        bad: list[Any] = [{"limit": -1}, {"fetch_size": 0}, {"columns": []}]
+        for options in bad:
             with pytest.raises(ValueError, match="from_table"):
-                from_table("t", **options)  # type: ignore[arg-type]
-        for options in ({"columns": "id"}, {"where": lambda r: True}, {"limit": 2.5}):
+                from_table("t", **options)
+        worse: list[Any] = [{"columns": "id"}, {"where": lambda r: True}, {"limit": 2.5}]
+        for options in worse:
             with pytest.raises(TypeError):
-                from_table("t", **options)  # type: ignore[arg-type]
+                from_table("t", **options)
         with pytest.raises(TypeError):
             from_query("SELECT 1", "text")
 
