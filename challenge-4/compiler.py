@@ -1,0 +1,328 @@
+"""The executor: a plan's operations become ONE generator function, written for their shape.
+
+    LazyCollection(rows).filter(lambda r: r["n"] > 5).map(double)     runs as
+
+    def chain(run, a0, a1, a2):
+        try:
+            source = run.begin()
+            for v in source:
+                if not (v[a0] > a1):
+                    continue
+                v = a2(v)
+                yield v
+        except Exception as error: …                      # adds which operation, which element
+        finally:
+            run.end()
+
+Constants are parameters, so that plans of the same shape share the code. Operations that need
+whole groups of elements (batch, window, sort, zip, …) start a new segment that reads the one
+before. Everything here is iterative: thousands of operations are no problem.
+"""
+
+import linecache
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count as counting
+from itertools import islice
+from typing import Any, NamedTuple
+
+from expressions import GUARD
+from grouping import GROUPINGS
+from inlining import face_of, is_on
+from metering import Meter
+from notes import blame
+from sources import EVERYTHING, Op, Source
+from writing import write_chain
+
+MAX_SHAPES = 256  # generated functions kept
+MAX_LOOPS = 8  # Python nests 20 blocks at most
+MAX_SEGMENT_OPS = 1000
+
+Chain = Callable[..., Iterator[Any]]
+HEADS = frozenset({"batch", *GROUPINGS})
+_CALLING = frozenset({"map", "filter", "flat_map", "take_while", "skip_while", "keyed"})
+MISSING: Any = object()  # an argument that was not given
+_END: Any = object()
+
+
+# --- from operations to segments --------------------------------------------------------------
+
+
+class Prepared(NamedTuple):
+    """A plan as it runs: what the source does itself, and the operations left, numbered from 1."""
+
+    source: Source
+    window: range
+    ops: list[Op]
+    numbers: list[int]
+    merged: list[str]
+
+
+def prepare(source: Source, ops: tuple[Op, ...]) -> Prepared:
+    """Make the rewrites that change nothing: merge neighbours, let the source skip and take."""
+    window = EVERYTHING
+    rest: list[Op] = []
+    numbers: list[int] = []
+    merged: list[str] = []
+    for number, op in zip(source.numbers or counting(1), ops, strict=False):
+        name = op[0]
+        if name in ("take", "skip", "slice"):
+            if name == "slice" and (op[1] < 0 or (op[2] or 0) < 0):
+                return prepare(source, tuple(_from_the_end(source, ops)))
+            for part in _parts(op):
+                name, value = part
+                if name == "take" and value == 0:  # nothing before it has to run at all
+                    source, window, rest, numbers = Source(()), EVERYTHING, [], []
+                elif not rest and len(narrowed := _narrow(window, name, value)):
+                    window = narrowed
+                elif rest and rest[-1][0] == name and name in ("take", "skip"):
+                    both = (rest[-1][1], value)
+                    rest[-1] = (name, min(both) if name == "take" else sum(both))
+                    merged.append(f"{numbers[-1]} and {number}: {name}({rest[-1][1]})")
+                else:
+                    rest.append(part)
+                    numbers.append(number)
+        else:
+            rest.append(op)
+            numbers.append(number)
+    return Prepared(source, window, rest, numbers, merged)
+
+
+def _parts(op: Op) -> list[tuple[str, int]]:
+    if op[0] != "slice":
+        return [(op[0], op[1])] if op[0] == "take" or op[1] else []
+    _, start, stop, step = op
+    parts = [("skip", start)] if start else []
+    if step > 1:
+        parts.append(("stride", step))
+    if stop is not None:
+        parts.append(("take", len(range(start, stop, step))))
+    return parts
+
+
+def _narrow(window: range, name: str, value: int) -> range:
+    """The window after one more step; its stop is where reading ends, not just the last element."""
+    value = min(value, sys.maxsize)
+    if name == "skip":
+        return window[value:]
+    if name == "stride":
+        return window[::value]
+    if len(window) < value:
+        return window
+    return range(window.start, window[value - 1] + 1, window.step)
+
+
+def _from_the_end(source: Source, ops: tuple[Op, ...]) -> Iterator[Op]:
+    """Turn slices that count from the end into ones that do not."""
+    size = source.size() or 0
+    for op in ops:
+        if op[0] == "slice":
+            chosen = range(size)[op[1] : op[2] : op[3]]
+            if (op[1] or 0) < 0 or (op[2] or 0) < 0:
+                op = ("slice", chosen.start, max(chosen.start, chosen.stop), chosen.step)
+            size = len(chosen)
+        elif op[0] in ("take", "skip"):
+            size = min(size, op[1]) if op[0] == "take" else max(0, size - op[1])
+        yield op
+
+
+def segments(ops: list[Op], numbers: list[int]) -> Iterator[tuple[list[Op], list[int]]]:
+    """Cut the operations where a generator of its own has to start; the first may be empty."""
+    if len(ops) <= MAX_LOOPS and HEADS.isdisjoint([op[0] for op in ops]):
+        yield ops, numbers
+        return
+    start = loops = 0
+    for position, (name, *_) in enumerate(ops):
+        loops += name == "flat_map"
+        full = loops > MAX_LOOPS or position - start >= MAX_SEGMENT_OPS
+        # A cut must not separate `catch` from what it covers.
+        if name in HEADS or (full and not _is_covered(ops, position)):
+            yield ops[start:position], numbers[start:position]
+            start, loops = position, int(name == "flat_map")
+    yield ops[start:], numbers[start:]
+
+
+def _is_covered(ops: list[Op], position: int) -> bool:
+    for name, *_ in ops[position - 1 : position - 1 + MAX_SEGMENT_OPS]:
+        if name in HEADS:
+            return False
+        if name == "catch":
+            return position > 0 and ops[position - 1][0] != "catch"
+    return False
+
+
+# --- running ----------------------------------------------------------------------------------
+
+
+class Run:
+    """One iteration over one segment: what it reads, what it has open, who is to blame."""
+
+    __slots__ = ("numbers", "opened", "ops", "source", "upstream", "window")
+
+    def __init__(
+        self, source: Source, window: range, upstream: Any, ops: list[Op], numbers: list[int]
+    ) -> None:
+        self.source = source
+        self.window = window
+        self.upstream = upstream
+        self.ops = ops
+        self.numbers = numbers
+        self.opened: list[Any] = []
+
+    def begin(self) -> Iterator[Any]:
+        """Open the source, or the segment before."""
+        if self.upstream is None:
+            return self.source.iterate(self.window, self.opened)
+        iterator: Iterator[Any] = iter(self.upstream)
+        return iterator
+
+    def end(self) -> None:
+        """Close it, whatever has happened."""
+        if self.upstream is not None:
+            self.upstream.close()
+        elif self.opened:
+            self.source.release(self.opened)
+
+
+def iterate(source: Source, ops: tuple[Op, ...], meter: Meter | None = None) -> Iterator[Any]:
+    """Run a plan. Nothing is opened before the first element is asked for."""
+    if source.is_late:
+        return _iterate_late(source, ops, meter)
+    return compose(prepare(source, ops), meter)
+
+
+def _iterate_late(source: Source, ops: tuple[Op, ...], meter: Meter | None) -> Iterator[Any]:
+    pushed, left = source.push(ops)
+    yield from iterate_pushed(pushed, left, meter)
+
+
+def iterate_pushed(
+    pushed: Source, left: tuple[Op, ...], meter: Meter | None = None
+) -> Iterator[Any]:
+    """Run what a source has left over, then close the source."""
+    try:
+        yield from compose(prepare(pushed, left), meter)
+    finally:
+        pushed.close()
+
+
+def compose(prepared: Prepared, meter: Meter | None = None) -> Iterator[Any]:
+    """The generator of the last segment, reading the ones before it."""
+    source, window, ops, numbers, _ = prepared
+    inline = is_on()
+    stream: Any = None
+    parts = list(segments(ops, numbers))
+    if len(parts) > 1 and not parts[0][0]:
+        del parts[0]
+    for part, order in parts:
+        if part and (head := GROUPINGS.get(part[0][0])):
+            if stream is None:
+                stream = _run(source, window, None, [], [], inline, meter)
+            stream = head(stream, part[0], order[0], _open)
+            if meter is not None:
+                stream = meter.measure(stream, order[0])
+            part, order = part[1:], order[1:]
+            if not part:
+                continue
+        stream = _run(source, window, stream, part, order, inline, meter)
+    result: Iterator[Any] = stream
+    return result
+
+
+def _open(source: Source) -> Iterator[Any]:
+    return iterate(source, ())
+
+
+def _run(
+    source: Source,
+    window: range,
+    upstream: Any,
+    ops: list[Op],
+    numbers: list[int],
+    inline: bool,
+    meter: Meter | None,
+) -> Iterator[Any]:
+    run = Run(source, window, upstream, ops, numbers)
+    shape: list[Any] = [upstream is None]
+    arguments: list[Any] = []
+    shape.extend(_shape_of(op, inline, arguments) for op in ops)
+    if meter is not None:
+        shape[0] = ("metered", upstream is None)
+        return function_for(tuple(shape))(run, *arguments, meter, numbers)
+    return function_for(tuple(shape))(run, *arguments)
+
+
+def _shape_of(op: Op, inline: bool, arguments: list[Any]) -> Any:
+    """The part of an operation that its code depends on; the rest goes into the arguments."""
+    name = op[0]
+    if name in _CALLING or (name == "distinct" and op[1] is not None):
+        face = face_of(op[1]) if inline else None
+        if face is None:
+            arguments.append(op[1])
+            return name, None, False
+        arguments.extend(face.constants)
+        if face.guarded:
+            arguments.append(op[1].evaluate)
+        return name, face.template, face.guarded
+    if name in ("scan", "reduce"):
+        arguments.extend(op[1:])
+        return name, op[2] is MISSING
+    if name == "catch":
+        arguments.extend(op[1:] if op[2] is not MISSING else op[1:2])
+        return name, op[2] is not MISSING, callable(op[2])
+    if name == "batch":
+        arguments.append(op[1])
+        return name, op[2]
+    if name == "row":
+        arguments.extend(op[1])
+        return name, len(op[1])
+    arguments.extend(arg for arg in op[1:] if arg is not None)
+    return name
+
+
+_functions: dict[tuple[Any, ...], Chain] = {}
+_names = counting()
+
+
+def function_for(shape: tuple[Any, ...]) -> Chain:
+    """The generator function for a shape, generated once."""
+    function = _functions.get(shape)
+    if function is None:
+        function = _generate(shape)
+        if len(_functions) >= MAX_SHAPES:
+            for old in list(_functions)[: MAX_SHAPES // 4]:
+                if (gone := _functions.pop(old, None)) is not None:
+                    linecache.cache.pop(gone.__code__.co_filename, None)
+        _functions[shape] = function
+    return function
+
+
+def source_of(function: Chain) -> str:
+    """The generated code, as tracebacks show it."""
+    return "".join(linecache.getlines(function.__code__.co_filename))
+
+
+def _generate(shape: tuple[Any, ...]) -> Chain:
+    text, owners = write_chain(shape)
+    filename = f"<lazy chain {next(_names)}>"
+    namespace: dict[str, Any] = {**_NAMESPACE, "OWNERS": owners}
+    exec(compile(text, filename, "exec"), namespace)  # noqa: S102  (our own text: see Face)
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    chain: Chain = namespace["chain"]
+    return chain
+
+
+def release(sub: Any) -> None:
+    """Close an iterator that a function gave to flat_map."""
+    if hasattr(sub, "__next__") and hasattr(sub, "close"):
+        sub.close()
+
+
+_NAMESPACE: dict[str, Any] = {
+    "GUARD": GUARD,
+    "END": _END,
+    "SHORT_BATCH": "The last batch has {} elements, and strict=True asks for whole ones.",
+    "blame": blame,
+    "islice": islice,
+    "release": release,
+}  # fmt: skip
