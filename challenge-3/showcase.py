@@ -138,7 +138,7 @@ def flights(count: int) -> None:
     with archive, archive.open("flights.csv") as file:
         reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
         rows = list(itertools.islice(reader, count))
-    delays = [float(row["dep_delay"]) if row["dep_delay"] else None for row in rows]
+    delays = [None if row["dep_delay"] == "NA" else float(row["dep_delay"]) for row in rows]
     validator = registry.create("ValidateSensor", Validator)
     refused = 0
     for row, delay in zip(rows, delays, strict=True):

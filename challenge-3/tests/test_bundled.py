@@ -43,7 +43,8 @@ def flight_rows(needs: Any) -> list[dict[str, str]]:
     assert found is not None
     path = Path(str(found.origin)).parent / "data" / "flights.csv.zip"
     with zipfile.ZipFile(path) as archive, archive.open("flights.csv") as file:
-        return list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline="")))
+        rows = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
+        return [{k: "" if v == "NA" else v for k, v in row.items()} for row in rows]
 
 
 def made(name: str) -> Any:
