@@ -142,6 +142,7 @@ def build(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         api_key=settings.api_key.get_secret_value() if settings.api_key else None,
         log_level=settings.log_level,
+        limits=web.Limits(answer_seconds=max(120.0, settings.call_timeout_seconds + 10)),
         checks={
             "registry_store": lambda: run_in_threadpool(
                 lambda: service.cluster is not None and service.cluster.works()

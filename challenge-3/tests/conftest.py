@@ -24,6 +24,7 @@ def _leaves_no_plugins() -> Iterator[None]:
 
     before = set(map(id, registry.snapshot()))
     yield
+    registry.failures.clear()
     for plugin in registry.snapshot():
         if id(plugin) not in before:
             registry.withdraw(plugin)

@@ -75,5 +75,5 @@ def test_the_showcase_claims_hold() -> None:
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count('"claim"') == 7
+    assert done.stdout.count('"claim"') >= 7
     assert '"passed": false' not in done.stdout
