@@ -1,0 +1,4 @@
+class Cache:
+    def __init__(self,*a,**k): pass
+class CacheConnection:
+    def __init__(self,*a,**k): pass
