@@ -9,6 +9,7 @@ Owners with `here` set live in the caller's own task instead, last in, first out
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import enum
 import heapq
@@ -19,7 +20,7 @@ import time
 from asyncio import CancelledError
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from failures import (
     AcquireError,
@@ -95,7 +96,7 @@ class Owner:
         self.error: BaseException | None = None
         self.loss: BaseException | None = None  # what it died of
         self.gate: asyncio.Future[None] | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None]
         self.waiter: asyncio.Future[None] | None = None
         self.series: Any = None
         self.late = self.abandoned = self.timed_out = False
@@ -157,11 +158,8 @@ async def own(run: Run, owner: Owner) -> None:
 async def _forget_cancellation(owner: Owner) -> None:
     """It became ready although we had asked it to stop: it counts as ready."""
     owner.timed_out = False
-    try:
+    with contextlib.suppress(CancelledError):
         await asyncio.sleep(0)  # takes the cancellation, if that came too late for its entry
-    except CancelledError:
-        pass
-    assert owner.task is not None
     for _ in range(owner.cancels):
         owner.task.uncancel()
     owner.cancels = 0
@@ -194,7 +192,7 @@ class Run:
         self.observe = observe
         self.loop: asyncio.AbstractEventLoop
         self.context: contextvars.Context | None = None
-        self.host: asyncio.Task[Any] | None = None
+        self.host: asyncio.Task[Any]
         self.baseline = 0  # cancellations of the host that are none of ours
         self.began_at = self.started_at = self.stopping_at = self.stopped_at = 0.0
         self.deadline = math.inf
@@ -217,9 +215,8 @@ class Run:
 
     async def start(self) -> None:
         """Acquire everything, in parallel along the graph; raise what kept it from being ready."""
-        self.loop = loop = asyncio.get_running_loop()
-        self.host = host = asyncio.current_task()
-        assert host is not None
+        self.loop = asyncio.get_running_loop()
+        self.host = host = cast("asyncio.Task[Any]", asyncio.current_task())
         self.baseline = host.cancelling()
         # One context for all owners: what one sets, those who need it see. From 3.12 on it is the
         # caller's own, so that its body sees it too.
@@ -271,7 +268,7 @@ class Run:
     def not_acquired(self, owner: Owner, error: BaseException) -> None:
         """It failed: alone if it was optional or asked for late, else the start is given up."""
         if owner.state is ABANDONED:
-            abandoned_tasks.discard(owner.task)  # type: ignore[arg-type]
+            abandoned_tasks.discard(owner.task)
             return
         self.inflight -= 1
         owner.state = FAILED
@@ -358,12 +355,10 @@ class Run:
         owner.cancels += 1
         self.arm(now + self.grace)
         if owner.here:
-            assert self.host is not None
             self.host.cancel()
         elif owner.state is ACQUIRING and not owner.acquiring_at:
             self.not_acquired(owner, CancelledError())  # its task has not had its first step
         else:
-            assert owner.task is not None
             owner.task.cancel()
 
     async def _join_start(self) -> None:
@@ -379,7 +374,7 @@ class Run:
         try:
             await self.wake
         except CancelledError as error:
-            if self.host_cancelled and self.host and self.host.cancelling() <= self.baseline + 1:
+            if self.host_cancelled and self.host.cancelling() <= self.baseline + 1:
                 return False  # our own news of a loss, which came too late for the body
             self._remember(error)
             return True
@@ -419,7 +414,7 @@ class Run:
             if self.observe is not None:
                 self.observe(owner, "acquired", owner.ready_at - owner.acquiring_at, None)
             if owner.cancels:
-                await self._forget_interrupt(owner)
+                await self._forget_interrupt()
 
     async def _enter_here(self, owner: Owner) -> None:
         owner.acquiring_at = self.clock()
@@ -434,11 +429,11 @@ class Run:
         self.stack.append(owner)
         self.acquired(owner)
         if owner.cancels:
-            await self._forget_interrupt(owner)
+            await self._forget_interrupt()
 
     async def _failed_here(self, owner: Owner, error: BaseException) -> None:
         if owner.cancels:
-            await self._forget_interrupt(owner, delivered=isinstance(error, CancelledError))
+            await self._forget_interrupt(delivered=isinstance(error, CancelledError))
         elif isinstance(error, CancelledError):  # from outside: the whole start is cancelled
             self._remember(error)
             owner.cancels = 1
@@ -447,9 +442,8 @@ class Run:
             return
         self.not_acquired(owner, error)
 
-    async def _forget_interrupt(self, owner: Owner, *, delivered: bool = False) -> None:
+    async def _forget_interrupt(self, *, delivered: bool = False) -> None:
         """Take back our own cancellation of the caller's task."""
-        assert self.host is not None
         self.host.uncancel()
         if not delivered:
             try:
@@ -512,15 +506,15 @@ class Run:
         if cancelled is not None:
             raise cancelled
         if owner.state is not READY:
-            error = owner.error or AcquireError(f"resource {owner.name!r} is not ready")
-            if owner.optional and isinstance(error, AcquireError):
+            failure = owner.error or AcquireError(f"resource {owner.name!r} is not ready")
+            if owner.optional and isinstance(failure, AcquireError):
                 return None
-            if owner.cancels and isinstance(error, CancelledError):
+            if owner.cancels and isinstance(failure, CancelledError):
                 raise AcquireError(
                     f"resource {owner.name!r} was being acquired when the manager stopped",
                     resource=owner.name,
-                ) from error
-            raise error
+                ) from failure
+            raise failure
         return owner.value
 
     # --- lost while in use ---
@@ -537,7 +531,7 @@ class Run:
             return
         if not self.started_at:
             self.abort()
-        elif self.interrupts and not self.host_cancelled and self.host and not self.host.done():
+        elif self.interrupts and not self.host_cancelled and not self.host.done():
             self.host_cancelled = True
             self.host.cancel(f"resource {owner.name!r} was lost")
 
@@ -572,9 +566,9 @@ class Run:
         self.stopped_at = self.clock()
         if body is not None:
             body.__context__ = context
-        if task is not None and task.cancelling() > cancelling:
-            if not isinstance(self.current, CancelledError):  # an exit has swallowed it
-                self._remember(CancelledError())
+        swallowed = task is not None and task.cancelling() > cancelling
+        if swallowed and not isinstance(self.current, CancelledError):
+            self._remember(CancelledError())  # an exit in the caller's task has kept it
         surfaced = await self._surface(body)
         self.error = self.current = None
         return surfaced
@@ -626,7 +620,7 @@ class Run:
         """Its task has left it, well or badly; go on with what it needed."""
         owner.released_at = now = self.clock()
         if owner.state is ABANDONED:
-            abandoned_tasks.discard(owner.task)  # type: ignore[arg-type]
+            abandoned_tasks.discard(owner.task)
             if self.observe is not None:
                 self.observe(owner, "released", now - owner.releasing_at, None)
             return
@@ -690,7 +684,6 @@ class Run:
 
     async def _leave_here(self, owner: Owner) -> None:
         exc = self.current
-        assert self.host is not None
         before = self.host.cancelling()
         owner.state = RELEASING
         owner.releasing_at = self.clock()
@@ -713,10 +706,9 @@ class Run:
         self, owner: Owner, error: BaseException, exc: BaseException | None, before: int
     ) -> BaseException | None:
         """What an exit in the caller's task raised: an answer to what it was told, or a failure."""
-        assert self.host is not None
         owner.released_at = self.clock()
         if owner.cancels:
-            await self._forget_interrupt(owner, delivered=isinstance(error, CancelledError))
+            await self._forget_interrupt(delivered=isinstance(error, CancelledError))
         elif error is exc:
             return None
         elif isinstance(error, CancelledError):
@@ -740,14 +732,12 @@ class Run:
     async def _surface(self, body: BaseException | None) -> BaseException | None:
         """Exactly one thing surfaces; what ranks lower becomes a note that names its resource."""
         current, ours = self.current, False
-        if self.host_cancelled and self.host is not None:
+        if self.host_cancelled:
             ours = self.host.uncancel() <= self.baseline
             self.host_cancelled = False
             if ours and not isinstance(current, CancelledError) and self.host is asyncio.current_task():  # noqa: E501  # fmt: skip
-                try:
-                    await asyncio.sleep(0)  # a cancellation that came too late for the body
-                except CancelledError:
-                    pass
+                with contextlib.suppress(CancelledError):
+                    await asyncio.sleep(0)  # it came too late for the body
         fatal = [e for _, e in self.release_failures if not isinstance(e, ReleaseError)]
         errors = [e for _, e in self.release_failures if isinstance(e, ReleaseError)]
         if isinstance(current, (KeyboardInterrupt, SystemExit)):
@@ -838,7 +828,6 @@ class Run:
             owner.cancelled_at = self.clock()
             return
         log.error("resource %r ignores its cancellation and is abandoned", owner.name)
-        assert owner.task is not None
         abandoned_tasks.add(owner.task)
         owner.abandoned = True
         self.abandoned += 1

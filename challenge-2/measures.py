@@ -62,10 +62,12 @@ class Series:
     """The figures of all resources of one name and kind."""
 
     __slots__ = (
-        "abandoned", "acquire", "acquire_failures", "hold", "lost", "release", "release_failures",
+        "abandoned", "acquire", "acquire_failures", "hold", "key", "lost", "release",
+        "release_failures",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, key: tuple[str, str]) -> None:
+        self.key = key
         self.acquire = Histogram()
         self.hold = Histogram()
         self.release = Histogram()
@@ -104,7 +106,7 @@ class Series:
 
     def copy(self) -> Series:
         """An independent copy."""
-        twin = Series()
+        twin = Series(self.key)
         twin.acquire, twin.hold = self.acquire.copy(), self.hold.copy()
         twin.release = self.release.copy()
         twin.acquire_failures = Counter(self.acquire_failures)
@@ -141,7 +143,7 @@ class Measures:
             with self._lock:
                 if len(self._series) >= SERIES_MAX:
                     key = ("other", kind)
-                found = self._series.setdefault(key, Series())
+                found = self._series.setdefault(key, Series(key))
         return found
 
     def began(self, run: Run) -> None:
@@ -156,23 +158,14 @@ class Measures:
                 if owner.series is not None:
                     owner.series.add(owner)
 
-    def snapshot(self) -> tuple[Mapping[tuple[str, str], Series], Counter[tuple[str, str]], Any]:
-        """All figures now, what is in use by name and kind, and the live owners."""
+    def snapshot(self) -> tuple[Mapping[tuple[str, str], Series], list[Owner]]:
+        """All figures now, and the owners that are held now."""
         with self._lock:
             found = {key: series.copy() for key, series in self._series.items()}
-            live = [owner for run in self._live for owner in run.owners if owner.ready_at]
-            for run in self._live:
-                for owner in run.owners:
-                    if owner.series is not None and owner.acquiring_at:
-                        found.setdefault(self._key(owner), Series()).add(owner)
-        in_use: Counter[tuple[str, str]] = Counter()
-        for owner in live:
-            in_use[self._key(owner)] += not owner.released_at
-        return found, in_use, live
-
-    def _key(self, owner: Owner) -> tuple[str, str]:
-        key = (owner.name, owner.kind)
-        return key if key in self._series else ("other", owner.kind)
+            owners = [owner for run in self._live for owner in run.owners if owner.series]
+            for owner in owners:
+                found[owner.series.key].add(owner)
+        return found, [owner for owner in owners if owner.ready_at and not owner.released_at]
 
 
 MEASURES = Measures()
@@ -186,7 +179,8 @@ def families(measures: Measures) -> Iterable[Any]:
         HistogramMetricFamily,
     )
 
-    found, in_use, live = measures.snapshot()
+    found, held = measures.snapshot()
+    in_use = Counter(owner.series.key for owner in held)
     labels = ["resource", "kind"]
     for phase in ("acquire", "hold", "release"):
         family = HistogramMetricFamily(
@@ -217,17 +211,18 @@ def families(measures: Measures) -> Iterable[Any]:
         for key, series in sorted(found.items()):
             counter.add_metric(list(key), getattr(series, attribute))
         yield counter
-    pools = GaugeMetricFamily(
-        "resource_pool", "Figures of the pools.", labels=[*labels, "figure"]
-    )
-    for owner in live:
+    pools = GaugeMetricFamily("resource_pool", "State of the pools.", labels=[*labels, "figure"])
+    figures: Counter[tuple[str, str, str]] = Counter()
+    for owner in held:
         for figure, value in pool_figures(owner).items():
-            pools.add_metric([owner.name, owner.kind, figure], value)
+            figures[(*owner.series.key, figure)] += value  # type: ignore[assignment]
+    for (name, kind, figure), value in sorted(figures.items()):
+        pools.add_metric([name, kind, figure], value)
     yield pools
 
 
 def pool_figures(owner: Owner) -> Mapping[str, float]:
-    """The figures of a live resource's pool; none if it has no pool or is over."""
+    """The figures of a held resource's pool; none if it has no pool."""
     resource = getattr(owner.opening, "resource", None)
     if resource is None or owner.released_at or owner.value is None:
         return {}

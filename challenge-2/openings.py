@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import MethodType, TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from failures import MissingDriver
 from threads import OwnThread
@@ -43,6 +43,7 @@ class Resource(Generic[T]):
     kind = "resource"
     name: str | None = None
     needs: Sequence[str] = ()
+    series_name: str | None = None  # the name it is counted under, if not its own
     sync_native = False  # True: it depends on no event loop of the caller's
     _lose: Callable[[BaseException], None] | None = None
 
@@ -84,14 +85,18 @@ class CallerDesk:
 class Opening(Protocol):
     """How a resource is entered and left."""
 
-    async def enter(self) -> Any: ...
+    async def enter(self) -> Any:
+        """Acquire; return the value."""
+        ...
 
     async def leave(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool | None: ...
+    ) -> bool | None:
+        """Release; a true answer asks to suppress the error."""
+        ...
 
 
 class AsyncOpening:
@@ -110,7 +115,7 @@ class SyncOpening:
         self._manager = manager
         self._thread: OwnThread | None = None
 
-    async def enter(self) -> Any:
+    async def enter(self) -> Any:  # noqa: D102  (the protocol says it)
         cls = type(self._manager)
         self._thread = thread = OwnThread(f"resource {cls.__name__}")
         entering = asyncio.ensure_future(thread.run(cls.__enter__, self._manager))
@@ -124,9 +129,8 @@ class SyncOpening:
         thread.stop()
         raise asyncio.CancelledError
 
-    async def leave(self, *details: Any) -> bool | None:
-        thread, cls = self._thread, type(self._manager)
-        assert thread is not None
+    async def leave(self, *details: Any) -> bool | None:  # noqa: D102
+        thread, cls = cast("OwnThread", self._thread), type(self._manager)
         leaving = asyncio.ensure_future(thread.run(cls.__exit__, self._manager, *details))
         await _ended(leaving)
         thread.stop()
@@ -151,10 +155,10 @@ class HereOpening:
     def __init__(self, manager: Any) -> None:
         self._manager = manager
 
-    async def enter(self) -> Any:
+    async def enter(self) -> Any:  # noqa: D102  (the protocol says it)
         return type(self._manager).__enter__(self._manager)
 
-    async def leave(self, *details: Any) -> bool | None:
+    async def leave(self, *details: Any) -> bool | None:  # noqa: D102
         return bool(type(self._manager).__exit__(self._manager, *details))
 
 
@@ -165,7 +169,7 @@ class CallerOpening:
         self._manager = manager
         self._desk = desk
 
-    async def enter(self) -> Any:
+    async def enter(self) -> Any:  # noqa: D102  (the protocol says it)
         job = self._desk.at_the_caller(type(self._manager).__enter__, self._manager)
         entering = asyncio.ensure_future(job)
         if await _ended(entering):
@@ -174,7 +178,7 @@ class CallerOpening:
             await self.leave(*NOTHING)
         raise asyncio.CancelledError
 
-    async def leave(self, *details: Any) -> bool | None:
+    async def leave(self, *details: Any) -> bool | None:  # noqa: D102
         job = self._desk.at_the_caller(type(self._manager).__exit__, self._manager, *details)
         leaving = asyncio.ensure_future(job)
         await _ended(leaving)
@@ -189,12 +193,12 @@ class ResourceOpening:
         self._deps = deps
         self._value: Any = None
 
-    async def enter(self) -> Any:
+    async def enter(self) -> Any:  # noqa: D102  (the protocol says it)
         value = self.resource.acquire(self._deps())
         self._value = await value if inspect.isawaitable(value) else value
         return self._value
 
-    async def leave(
+    async def leave(  # noqa: D102
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
@@ -226,14 +230,14 @@ class FactoryOpening:
         self._desk = desk
         self._inner: Opening | None = None
 
-    async def enter(self) -> Any:
+    async def enter(self) -> Any:  # noqa: D102  (the protocol says it)
         made = self._pass(self._factory, self._deps())
         if inspect.isawaitable(made) and not hasattr(type(made), "__aenter__"):
             made = await made
         self._inner = enterable(made, self._deps, here=self._here, desk=self._desk)
         return made if self._inner is None else await self._inner.enter()
 
-    async def leave(self, *details: Any) -> bool | None:
+    async def leave(self, *details: Any) -> bool | None:  # noqa: D102
         return None if self._inner is None else await self._inner.leave(*details)
 
 
@@ -247,7 +251,7 @@ class RetryingOpening:
         self.leave = inner.leave
         self.resource = getattr(inner, "resource", None)
 
-    async def enter(self) -> Any:
+    async def enter(self) -> Any:  # noqa: D102  (the protocol says it)
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._retry.wait
         delay = self._retry.delay
@@ -327,9 +331,9 @@ def enterable(
     if isinstance(thing, type):
         return None
     if inspect.isasyncgen(thing):
-        thing = asynccontextmanager(lambda generator=thing: generator)()  # type: ignore[misc]
+        thing = asynccontextmanager(lambda generator=thing: generator)()
     elif inspect.isgenerator(thing):
-        thing = contextmanager(lambda generator=thing: generator)()  # type: ignore[misc]
+        thing = contextmanager(lambda generator=thing: generator)()
     if desk is not None and is_sync(thing):
         return CallerOpening(thing, desk)
     if hasattr(type(thing), "__aenter__") and hasattr(type(thing), "__aexit__"):
@@ -390,12 +394,3 @@ def passing_of(factory: Any) -> Callable[[Callable[..., Any], Deps], Any]:
         return call(*deps.values())
 
     return hand_over
-
-
-def awaited(value: Any) -> Awaitable[Any]:
-    """The value of a method that may be plain or async."""
-
-    async def wait() -> Any:
-        return await value if inspect.isawaitable(value) else value
-
-    return wait()

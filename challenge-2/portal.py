@@ -86,10 +86,10 @@ class Portal(CallerDesk):
                     if job is None:
                         break
                     job()
-                except KeyboardInterrupt as error:
+                except KeyboardInterrupt as pressed:
                     if interrupted is not None:  # the second one forces the end
                         raise
-                    interrupted = error
+                    interrupted = pressed
                     self.loop.call_soon_threadsafe(host.task.cancel)
             result, error = outcome[0]
             if interrupted is not None:

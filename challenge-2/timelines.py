@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from failures import described
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -57,7 +59,7 @@ class Timed(Protocol):
 
     name: str
     kind: str
-    needs: Sequence[Any]
+    asked_at: float
     acquiring_at: float
     ready_at: float
     releasing_at: float
@@ -67,20 +69,26 @@ class Timed(Protocol):
     abandoned: bool
 
     @property
-    def status(self) -> str: ...
+    def needs(self) -> Sequence[Any]:
+        """Others of the same kind."""
+        ...
 
     @property
-    def degraded(self) -> bool: ...
+    def status(self) -> str:
+        """The state in one word."""
+        ...
+
+    @property
+    def degraded(self) -> bool:
+        """Whether a stand-in serves."""
+        ...
 
 
 def timing_of(owner: Timed, began: float, now: float) -> Timing:
     """The seconds between the moments; what still lasts is counted up to now."""
-    from failures import described
-
     acquiring, ready = owner.acquiring_at, owner.ready_at
     releasing, released = owner.releasing_at, owner.released_at
-    needs_ready = max((need.ready_at or need.released_at for need in owner.needs), default=0.0)
-    wait = max(0.0, needs_ready - began) if acquiring else 0.0
+    wait = acquiring - (owner.asked_at or began) if acquiring else 0.0
     return Timing(
         state=owner.status,
         kind=owner.kind,

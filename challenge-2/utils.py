@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from apis import API, APIConnection
 from caches import Cache, CacheConnection
@@ -233,9 +233,11 @@ class ResourceManager:
             owner.opening = opening = RetryingOpening(opening, policy, count)
             owner.enter, owner.leave = opening.enter, opening.leave
         if isinstance(resource, Resource):
-            resource._lose = lambda error: self.lost(name, error)  # noqa: SLF001
+            resource._lose = lambda error: self.lost(name, error)
         if self._measures is not None:
-            owner.series = self._measures.series(name, owner.kind)
+            owner.series = self._measures.series(
+                getattr(resource, "series_name", None) or name, owner.kind
+            )
         return owner
 
     def _free_name(self, resource: Any, name: str | None) -> str:
@@ -287,7 +289,7 @@ class ResourceManager:
                 owner.dependents.append(dependent)
 
     def _refuse_cycle(self, start: str, names: tuple[str, ...]) -> None:
-        came_from: dict[str, str] = {name: start for name in reversed(names)}
+        came_from: dict[str, str] = dict.fromkeys(reversed(names), start)
         stack = list(names)
         while stack:
             name = stack.pop()
@@ -351,14 +353,15 @@ class ResourceManager:
             owners, sequential=self.sequential, acquire_timeout=acquire, release_timeout=release,
             release_grace=grace, cancel_when_lost=self.on_lost == "cancel", interrupts=interrupts,
             clock=self._clock,
-            observe=None if events is None else events.observer(self.run_id, self.name),
         )  # fmt: skip
+        if events is not None:
+            run.observe = events.observer(self.run_id, self.name, run)
         if self._measures is not None:
             self._measures.began(run)
         try:
             await run.start()
         except BaseException as error:
-            self._finish()
+            self._finish(run)
             if isinstance(error, (AcquireError, AcquireErrorGroup)):
                 report = self.report
                 error.report = report
@@ -418,15 +421,14 @@ class ResourceManager:
                 error = await child.close_with(error)
             return await run.stop(error)
         finally:
-            self._finish()
+            self._finish(run)
             closing.set_result(None)
 
-    def _finish(self) -> None:
-        assert self._run is not None
+    def _finish(self, run: Run) -> None:
         if self._measures is not None:
-            self._measures.ended(self._run)
+            self._measures.ended(run)
         if self._events is not None:
-            self._events.ended(self.run_id, self.name, self._run)
+            self._events.ended(self.run_id, self.name, run)
         if self._parent is not None:
             self._parent.left_by(self)
 
@@ -460,7 +462,7 @@ class ResourceManager:
 
     def _rebind(self) -> None:
         """Blocking resources are entered in the caller's thread now, async ones in the loop."""
-        for number, owner in enumerate(self._owners):
+        for owner in self._owners:
             resource, options = self._declared[owner.name]
             if options.get("affinity") == "caller" and not is_sync(resource):
                 raise RuntimeError(
@@ -470,7 +472,6 @@ class ResourceManager:
             fresh = self._owner(owner.name, resource, {**options, "affinity": "owner"})
             owner.opening, owner.enter, owner.leave = fresh.opening, fresh.enter, fresh.leave
             owner.here = False
-            del number
 
     def __exit__(
         self,
@@ -478,8 +479,7 @@ class ResourceManager:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        scope = self._scope
-        assert isinstance(scope, SyncScope)
+        scope = cast("SyncScope", self._scope)
         surfaced = scope.stop(error)
         if surfaced is None:
             return error is not None
@@ -643,6 +643,10 @@ class ResourceManager:
         worst = next((s for s in ("down", "degraded") if s in statuses), "healthy")
         return HealthReport(worst, found)
 
+    async def probe(self, name: str, timeout: float = CHECK_SECONDS) -> Health:
+        """Ask one resource."""
+        return await self._ask(self._by_name[name], timeout)
+
     async def _ask(self, owner: Owner, timeout: float) -> Health:
         began = self._clock()
         if owner.state is not READY or owner.loss is not None:
@@ -692,7 +696,7 @@ class ResourceManager:
         )  # fmt: skip
         for name, (resource, options) in self._declared.items():
             if not isinstance(resource, Resource) and not callable(resource):
-                raise RuntimeError(
+                raise RuntimeError(  # noqa: TRY004  (not its type, but its second use is wrong)
                     f"Resource {name!r} is a context manager, which is used once; declare a "
                     "Resource or a factory to start the app again."
                 )
@@ -707,8 +711,10 @@ class ResourceManager:
         if self._serving is None:
             raise ResourceClosed("The app has not been started with this manager's lifespan.")
         parent = self._serving.manager
-        child = ResourceManager(name=f"{self.name}.request", measures=self._measures,
-                                enable_metrics=self.enable_metrics, events=self._events)  # fmt: skip
+        child = ResourceManager(
+            name=f"{self.name}.request", measures=self._measures, events=self._events,
+            enable_metrics=self.enable_metrics,
+        )  # fmt: skip
         parent.adopt(child)
         async with child as scope:
             yield scope
@@ -888,9 +894,7 @@ class SyncScope(_Scope):
         """RabbitMQ: the URL's, else the host's, else the environment's, else an embedded queue."""
         return self.acquire(QueueConnection(url, host=host, fallback=fallback, **options), name)
 
-    def acquire_api(
-        self, base_url: str | None = None, *, name: str = "api", **options: Any
-    ) -> Any:
+    def acquire_api(self, base_url: str | None = None, *, name: str = "api", **options: Any) -> Any:
         """An HTTP API; without a URL the embedded echo."""
         return self.acquire(APIConnection(base_url, **options), name)
 

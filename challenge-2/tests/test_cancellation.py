@@ -99,9 +99,7 @@ def test_cancelled_twice_at_any_two_steps_nothing_leaks(virtually: Any, name: st
                 await asyncio.wait(tasks)
                 await settled(manager)
 
-            def inject(
-                step: int, tasks: Any = tasks, at: Any = (first, second)
-            ) -> None:
+            def inject(step: int, tasks: Any = tasks, at: Any = (first, second)) -> None:
                 if step in at and tasks:
                     tasks[0].cancel()
 

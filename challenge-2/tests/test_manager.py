@@ -80,7 +80,14 @@ def make(log: list[str]) -> Any:
 
 class TestOrder:
     async def test_needs_are_ready_first_and_released_last(self, make: Any, log: Any) -> None:
-        async with make({"d": {"needs": ("b", "c")}, "b": {"needs": ("a",)}, "c": {"needs": ("a",), "acquire": 0.02}, "a": {}}):  # noqa: E501
+        async with make(
+            {
+                "d": {"needs": ("b", "c")},
+                "b": {"needs": ("a",)},
+                "c": {"needs": ("a",), "acquire": 0.02},
+                "a": {},
+            }
+        ):
             log.append("body")
 
         assert [entry for entry in log if entry.startswith("ready")] == [
@@ -143,7 +150,9 @@ class TestOrder:
 
     async def test_a_long_chain_needs_no_recursion(self, make: Any) -> None:
         count = 5000
-        manager = make({f"r{i}": {"needs": (f"r{i + 1}",)} if i < count else {} for i in range(count + 1)})  # noqa: E501
+        manager = make(
+            {f"r{i}": {"needs": (f"r{i + 1}",)} if i < count else {} for i in range(count + 1)}
+        )
 
         async with manager:
             pass
@@ -167,6 +176,7 @@ class TestStartFails:
         assert isinstance(caught.value, ConnectionError)
         assert caught.value.resource == "bad"
         assert caught.value.__cause__ is cause
+        assert caught.value.report
         assert caught.value.report.resources["r1"].state == "released"
         assert sorted(log[-6:]) == sorted(
             ["cancelled s1", "cancelled s2", "leave r1", "leave r2", "left r1", "left r2"]
@@ -178,26 +188,34 @@ class TestStartFails:
         from utils import AcquireError, AcquireErrorGroup
 
         manager = make(
-            {"a": {"acquire_error": OSError(1)}, "b": {"acquire_error": ValueError(2)}, "c": {"acquire": 1}}  # noqa: E501
+            {
+                "a": {"acquire_error": OSError(1)},
+                "b": {"acquire_error": ValueError(2)},
+                "c": {"acquire": 1},
+            }
         )
 
         with pytest.raises(AcquireErrorGroup) as caught:
             await manager.__aenter__()
 
-        assert {e.resource for e in caught.value.exceptions} == {"a", "b"}
-        found = []
+        found: list[BaseException] = []
+        kind: Any = None
         try:
             raise caught.value
         except* ConnectionError as group:
-            found = list(group.exceptions)
-            assert type(group) is AcquireErrorGroup
+            found, kind = list(group.exceptions), type(group)
+        assert kind is AcquireErrorGroup
+        assert {e.resource for e in found if isinstance(e, AcquireError)} == {"a", "b"}
         assert all(isinstance(e, AcquireError) and e.report for e in found)
 
     async def test_a_release_error_in_the_clean_up_is_a_note(self, make: Any) -> None:
         from utils import AcquireError
 
         manager = make(
-            {"good": {"release_error": OSError("stuck")}, "bad": {"acquire": 0.01, "acquire_error": OSError("no")}}  # noqa: E501
+            {
+                "good": {"release_error": OSError("stuck")},
+                "bad": {"acquire": 0.01, "acquire_error": OSError("no")},
+            }
         )
 
         with pytest.raises(AcquireError) as caught:
@@ -212,9 +230,9 @@ class TestStartFails:
         async def sour() -> AsyncIterator[None]:
             try:
                 await asyncio.sleep(1)
+                yield
             finally:
                 raise RuntimeError("sour")
-            yield
 
         manager = ResourceManager()
         manager.add(Probe("bad", [], acquire=0.01, acquire_error=OSError("no")), "bad")
@@ -228,7 +246,10 @@ class TestStartFails:
 
     async def test_an_optional_one_is_left_out(self, make: Any) -> None:
         manager = make(
-            {"cache": {"acquire_error": OSError("no"), "optional": True}, "user": {"needs": ("cache",)}}  # noqa: E501
+            {
+                "cache": {"acquire_error": OSError("no"), "optional": True},
+                "user": {"needs": ("cache",)},
+            }
         )
 
         async with manager as scope:
@@ -467,7 +488,9 @@ class TestDeadlines:
         from utils import AcquireTimeout
 
         with pytest.raises(AcquireTimeout, match="'b'"):
-            await make({"a": {"acquire": 0.2}, "b": {"acquire": 60, "acquire_timeout": 0.05}}).__aenter__()  # noqa: E501
+            await make(
+                {"a": {"acquire": 0.2}, "b": {"acquire": 60, "acquire_timeout": 0.05}}
+            ).__aenter__()
         async with make({"a": {"acquire": 0.1, "acquire_timeout": 1}}, acquire_timeout=0.05):
             pass
 
@@ -505,7 +528,7 @@ class TestDeadlines:
         manager = ResourceManager(release_timeout=0.05, release_grace=0.05)
         manager.add(Stubborn(), "mule")
         started = time.monotonic()
-        with pytest.raises(ReleaseTimeout, match="'mule'.*abandoned"):
+        with pytest.raises(ReleaseTimeout, match=r"'mule'.*abandoned"):
             async with manager:
                 pass
 
@@ -557,7 +580,7 @@ class TestDeadlines:
         manager.add(blocking(), "blocks")
         manager.add(Probe("other", log, release=0.02), "other")
         started = time.monotonic()
-        with pytest.raises(ReleaseTimeout, match="'blocks'.*abandoned"):
+        with pytest.raises(ReleaseTimeout, match=r"'blocks'.*abandoned"):
             async with manager:
                 pass
 
