@@ -61,6 +61,7 @@ from utils import (
     DependencyCycle,
     OperationError,
     OperationTimeout,
+    QueryTooLong,
     QueueConnection,
     ResourceClosed,
     ResourceError,
@@ -475,9 +476,9 @@ async def query(
     began = time.perf_counter()
     try:
         rows, more = await database.query(body.sql, rows=QUERY_ROWS, seconds=QUERY_SECONDS)
-    except OperationTimeout as error:
-        raise web.Problem(422, _safe(str(error))) from None
-    except (ConnectionBroken, ResourceClosed) as error:
+    except QueryTooLong as error:
+        raise web.Problem(422, str(error)) from None
+    except (ConnectionBroken, OperationTimeout, ResourceClosed) as error:
         raise web.Problem(503, "The database does not answer.", headers={"Retry-After": "2"}) from error  # noqa: E501  # fmt: skip
     except OperationError as error:
         raise web.Problem(422, _safe(str(error))) from None

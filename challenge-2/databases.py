@@ -26,7 +26,13 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from addresses import Address
 from connections import Connection, Connector, driver, ended_within
-from failures import ConnectionBroken, OperationError, OperationTimeout, ResourceClosed
+from failures import (
+    ConnectionBroken,
+    OperationError,
+    OperationTimeout,
+    QueryTooLong,
+    ResourceClosed,
+)
 from sqlite_threads import BUSY_SECONDS, SqliteThread
 
 log = logging.getLogger("resources")
@@ -180,23 +186,27 @@ class SqliteDatabase(Database):
             await self._thread.run(lambda connection: connection.execute(sql))
 
     async def query(self, sql: str, *, rows: int, seconds: float) -> tuple[list[Row], bool]:
-        """One reading statement on a read-only connection of its own."""
-        reader = SqliteThread(
-            self.address.path, read_only=self.address.path not in ("", ":memory:")
-        )
-        await reader.open(_forbid_writing)
+        """One reading statement, on a read-only connection of its own where there is a file."""
         try:
             async with asyncio.timeout(seconds):
-                found = await reader.run(lambda connection: _limited(connection, sql, rows))
+                if self.address.path in ("", ":memory:"):
+                    async with self._turn:
+                        found = await self._thread.run(functools.partial(_guarded, sql, rows))
+                else:
+                    found = await self._read_only(sql, rows)
         except TimeoutError:
-            raise OperationTimeout(f"The query took longer than {seconds:g} s.") from None
-        except sqlite3.Error as error:
+            raise QueryTooLong(f"The query took longer than {seconds:g} s.") from None
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
             raise OperationError(f"The query was refused: {error}") from error
-        except sqlite3.Warning as error:
-            raise OperationError(f"The query was refused: {error}") from error
+        return found[:rows], len(found) > rows
+
+    async def _read_only(self, sql: str, rows: int) -> list[Row]:
+        reader = SqliteThread(self.address.path, read_only=True)
+        await reader.open(_forbid_writing)
+        try:
+            return await reader.run(lambda connection: _limited(connection, sql, rows))
         finally:
             await reader.close()
-        return found[:rows], len(found) > rows
 
     async def close(self) -> None:
         """Interrupt, wait, and close on the thread."""
@@ -229,21 +239,30 @@ def _limited(connection: sqlite3.Connection, sql: str, rows: int) -> list[Row]:
     return [make(row) for row in cursor.fetchmany(rows + 1)]
 
 
+def _guarded(sql: str, rows: int, connection: sqlite3.Connection) -> list[Row]:
+    connection.set_authorizer(_only_reading)
+    try:
+        return _limited(connection, sql, rows)
+    finally:
+        connection.set_authorizer(None)
+
+
 READING = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 )
 DANGEROUS_FUNCTIONS = frozenset({"load_extension", "readfile", "writefile", "fts3_tokenizer"})
 
 
-def _forbid_writing(connection: sqlite3.Connection) -> None:
-    def decide(action: int, _first: Any, second: Any, *_: Any) -> int:
-        if action == sqlite3.SQLITE_FUNCTION and second in DANGEROUS_FUNCTIONS:
-            return sqlite3.SQLITE_DENY
-        return sqlite3.SQLITE_OK if action in READING else sqlite3.SQLITE_DENY
+def _only_reading(action: int, _first: Any, second: Any, *_: Any) -> int:
+    if action == sqlite3.SQLITE_FUNCTION and second in DANGEROUS_FUNCTIONS:
+        return sqlite3.SQLITE_DENY
+    return sqlite3.SQLITE_OK if action in READING else sqlite3.SQLITE_DENY
 
+
+def _forbid_writing(connection: sqlite3.Connection) -> None:
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1_000_000)
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-    connection.set_authorizer(decide)
+    connection.set_authorizer(_only_reading)
 
 
 class PostgresDatabase(Database):
@@ -292,11 +311,12 @@ class PostgresDatabase(Database):
         return await self._do("a query", work)
 
     async def _do(self, what: str, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+        began = asyncio.get_running_loop().time()
         connection = self._mine.get()
         if connection is not None and not connection.closed:
-            return await self._bounded(what, work(connection), connection)
+            return await self._bounded(what, work(connection), connection, began)
         async with self._borrowed(what) as borrowed:
-            return await self._bounded(what, work(borrowed), borrowed)
+            return await self._bounded(what, work(borrowed), borrowed, began)
 
     @asynccontextmanager
     async def _borrowed(self, what: str) -> AsyncIterator[Any]:
@@ -307,14 +327,22 @@ class PostgresDatabase(Database):
         finally:
             await self._pool.putconn(connection)
 
-    async def _bounded(self, what: str, work: Coroutine[Any, Any, T], connection: Any) -> T:
+    async def _bounded(
+        self,
+        what: str,
+        work: Coroutine[Any, Any, T],
+        connection: Any,
+        began: float | None = None,
+    ) -> T:
         """A cancelled psycopg query waits for the server; one that is gone is hung up on."""
         task = asyncio.ensure_future(work)
         cancelled = False
+        now = asyncio.get_running_loop().time()
+        seconds = self.operation_timeout - (0.0 if began is None else now - began)
         try:
-            async with self.operation(what, limit=self.operation_timeout + 1):
+            async with self.operation(what, limit=self.operation_timeout + 2):
                 try:
-                    await asyncio.wait({task}, timeout=self.operation_timeout)
+                    await asyncio.wait({task}, timeout=seconds)
                 except asyncio.CancelledError:
                     cancelled = True
                     task.cancel()
@@ -401,7 +429,7 @@ class PostgresDatabase(Database):
                 found: list[Row] = await self._bounded("the query", work(connection), connection)
             except ConnectionBroken as error:
                 if isinstance(error.__cause__, self._psycopg.errors.QueryCanceled):
-                    raise OperationTimeout(f"The query took longer than {seconds:g} s.") from error
+                    raise QueryTooLong(f"The query took longer than {seconds:g} s.") from error
                 raise
         return found[:rows], len(found) > rows
 

@@ -725,9 +725,12 @@ class Run:
         return error
 
     def _answer(self, exc: BaseException, error: BaseException | None) -> None:
-        """What was being unwound is replaced, or suppressed."""
+        """What was being unwound is replaced, or suppressed with what came of it in this task."""
         self.current = error
-        self.release_failures = [pair for pair in self.release_failures if pair[1] is not exc]
+        if error is None:
+            self.release_failures = [pair for pair in self.release_failures if not pair[0].here]
+        else:
+            self.release_failures = [pair for pair in self.release_failures if pair[1] is not exc]
 
     async def _surface(self, body: BaseException | None) -> BaseException | None:
         """Exactly one thing surfaces; what ranks lower becomes a note that names its resource."""

@@ -78,6 +78,10 @@ class OperationTimeout(OperationError, TimeoutError):
     """A server did not answer an operation in time."""
 
 
+class QueryTooLong(OperationTimeout):
+    """A query took longer than it was allowed to; the server is fine."""
+
+
 class ConnectionBroken(OperationError, ConnectionError):
     """The connection to a server broke, or could not be made again."""
 

@@ -27,6 +27,7 @@ class Portal(CallerDesk):
         self._local = threading.local()
         self._turn = threading.RLock()
         self._thread = threading.Thread(target=self._work, name="resources", daemon=True)
+        self.closed = False
         self._thread.start()
 
     def _work(self) -> None:
@@ -34,6 +35,11 @@ class Portal(CallerDesk):
         try:
             self.loop.run_forever()
         finally:
+            left = asyncio.all_tasks(self.loop)
+            for task in left:
+                task.cancel()
+            if left:
+                self.loop.run_until_complete(asyncio.wait(left, timeout=1.0))
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.close()
 
@@ -125,6 +131,7 @@ class Portal(CallerDesk):
 
     def close(self) -> None:
         """End the loop and its thread."""
+        self.closed = True
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5.0)
 

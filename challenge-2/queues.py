@@ -24,7 +24,7 @@ from sqlite_threads import SqliteThread
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 POLL_SECONDS = 0.1  # between looks for what another process has published
 LEASE_SECONDS = 30.0  # after which an unacknowledged message of a vanished consumer is free again
-END: Any = object()
+FAREWELL_SECONDS = 0.5  # for a broker to confirm that a connection is closed
 
 
 class Message(bytes):
@@ -340,6 +340,7 @@ class RabbitQueue(MessageQueue):
         self._declared: set[str] = set()
         self._turn = asyncio.Lock()
         self._feeds: set[RabbitFeed] = set()
+        self._endings: set[asyncio.Task[None]] = set()
         self.unconfirmed = 0
 
     async def open(self) -> None:
@@ -357,16 +358,17 @@ class RabbitQueue(MessageQueue):
         """The channel for publishing, made again if it broke."""
         async with self._turn:
             if self._connection is None or self._connection.is_closed or self._channel.is_closed:
-                await self._drop()
+                self._discard()
                 await self.open()
             return self._channel
 
-    async def _drop(self) -> None:
+    def _discard(self) -> None:
+        """Give the connection up; closing it politely needs answers, which may not come."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(Exception):
-                await ended_within(connection.close(), 1.0)
-            _hang_up(connection)
+            ending = asyncio.create_task(_close_quietly(connection))
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
 
     @contextlib.asynccontextmanager
     async def _operation(self, what: str) -> AsyncIterator[Any]:
@@ -374,8 +376,7 @@ class RabbitQueue(MessageQueue):
             async with self.operation(what):
                 yield await self.ready_channel()
         except (OperationTimeout, ConnectionBroken):
-            _hang_up(self._connection)  # what does not answer is not asked again
-            self._connection = None
+            self._discard()  # what does not answer is not asked again
             raise
 
     async def declared(self, channel: Any, queue: str) -> Any:
@@ -434,7 +435,9 @@ class RabbitQueue(MessageQueue):
         self.closed = True
         for feed in self._feeds.copy():
             feed.end(ResourceClosed("The queue was closed."))
-        await self._drop()
+        self._discard()
+        if self._endings:
+            await asyncio.wait(self._endings)
 
     def stats(self) -> Mapping[str, float]:
         """Consumers, and what is not confirmed yet."""
@@ -489,10 +492,12 @@ class RabbitFeed:
             await ended_within(self._channel.close(), 1.0)
 
 
-def _hang_up(connection: Any) -> None:
-    """Cut the socket: closing politely needs an answer."""
+async def _close_quietly(connection: Any) -> None:
     with contextlib.suppress(Exception):
-        connection.transport.connection.writer.transport.abort()
+        # How long aiormq waits for the broker's farewell before it closes the socket.
+        connection.transport.connection.READER_CLOSE_TIMEOUT = FAREWELL_SECONDS
+    with contextlib.suppress(Exception):
+        await connection.close()
 
 
 class QueueConnection(Connector):

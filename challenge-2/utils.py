@@ -35,6 +35,7 @@ from failures import (
     MissingDriver,
     OperationError,
     OperationTimeout,
+    QueryTooLong,
     ReleaseError,
     ReleaseErrorGroup,
     ReleaseTimeout,
@@ -57,8 +58,8 @@ if TYPE_CHECKING:
 __all__ = [
     "API", "APIConnection", "AcquireError", "AcquireErrorGroup", "AcquireTimeout", "AsyncScope",
     "Cache", "CacheConnection", "ConnectionBroken", "Database", "DatabaseConnection",
-    "DependencyCycle", "Deps", "Handle", "HealthReport", "Message", "MessageQueue",
-    "MissingDriver", "OperationError", "OperationTimeout", "QueueConnection", "ReleaseError",
+    "DependencyCycle", "Deps", "Handle", "HealthReport", "Message", "MessageQueue", "MissingDriver",
+    "OperationError", "OperationTimeout", "QueryTooLong", "QueueConnection", "ReleaseError",
     "ReleaseErrorGroup", "ReleaseTimeout", "Report", "Resource", "ResourceClosed", "ResourceError",
     "ResourceLost", "ResourceManager", "Retry", "Row", "State", "SyncScope", "Timing",
     "UnknownResource",
@@ -928,7 +929,7 @@ class SyncScope(_Scope):
 
     def stop(self, error: BaseException | None) -> BaseException | None:
         """Stop because of this error, or for no reason; return what has to surface."""
-        if self._stopped:
+        if self._stopped or self.portal.closed:  # a parent has closed this one with its portal
             return error
         self._stopped = True
         try:
