@@ -28,7 +28,7 @@ async def database(database_options: Any) -> AsyncIterator[Any]:
     from utils import ResourceManager
 
     async with ResourceManager() as scope:
-        found = await scope.acquire_database(**database_options)
+        found: Any = await scope.acquire_database(**database_options)
         table = f"c2_{uuid.uuid4().hex}"
         await found.execute(f"CREATE TABLE {table} (id INTEGER, word TEXT)")
         found.table = table
@@ -243,7 +243,7 @@ async def cache(request: Any, needs: Any) -> AsyncIterator[Any]:
         _, port = needs.server("Redis", 6379)
         url = f"redis://127.0.0.1:{port}/0"
     async with ResourceManager() as scope:
-        found = await scope.acquire_cache(url)
+        found: Any = await scope.acquire_cache(url)
         found.prefix = f"c2:{uuid.uuid4().hex}:"
         yield found
         for name in "abcdefgh":
@@ -383,7 +383,7 @@ async def queue(queue_url: str) -> AsyncIterator[Any]:
     from utils import ResourceManager
 
     async with ResourceManager() as scope:
-        found = await scope.acquire_rabbitmq(queue_url, name="queue")
+        found: Any = await scope.acquire_rabbitmq(queue_url, name="queue")
         found.topic = f"c2-{uuid.uuid4().hex}"
         yield found
         await found.purge(found.topic)
@@ -659,7 +659,7 @@ class TestBreaker:
         from breaker import Breaker, BreakerState
 
         now = [0.0]
-        breaker = Breaker(2, 10, clock=lambda: now[0])
+        breaker: Any = Breaker(2, 10, clock=lambda: now[0])
         assert breaker.admit()
         breaker.failed()
         breaker.succeeded()
@@ -775,7 +775,7 @@ class TestChoosing:
         with pytest.raises(ValueError, match="fallback"):
             from utils import CacheConnection
 
-            CacheConnection(fallback="wrong")  # type: ignore[arg-type]
+            CacheConnection(fallback="wrong")
 
 
 async def test_the_pipeline_manager_gives_a_database_and_queues() -> None:
@@ -787,5 +787,5 @@ async def test_the_pipeline_manager_gives_a_database_and_queues() -> None:
     async with ResourceManager.for_pipeline(db_path="a.db", setup_schema=False) as scope:
         assert await scope.db.fetch("SELECT category FROM aggregates") == [("a",)]
     plain = ResourceManager.for_pipeline(db_path="b.db", setup_schema=False)
-    with plain as scope, pytest.raises(sqlite3.OperationalError):  # type: ignore[attr-defined]
+    with plain as scope, pytest.raises(sqlite3.OperationalError):
         scope.db.execute("SELECT * FROM aggregates")
