@@ -33,7 +33,6 @@ FOLDER = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(FOLDER))
 
 from engine import abandoned_tasks  # noqa: E402  (found by the line above)
-
 from utils import ResourceManager  # noqa: E402
 
 Contestant = tuple[Callable[[], Any], Callable[[Any], Awaitable[Any]]]
@@ -350,18 +349,21 @@ def cycles(sizes: Sizes) -> list[Row]:
         Row(f"left after {sizes.cycles:,} cycles",
             f"{left['tasks']} tasks, {left['descriptors']} descriptors, {left['threads']} threads",
             goal="none", met=not (left["tasks"] or left["descriptors"] or left["threads"])),
-        Row(f"memory after {sizes.cycles:,} cycles", f"{left['kB']:+.1f} kB", goal="flat (<= 50 kB)",
+        Row(f"memory after {sizes.cycles:,} cycles", f"{left['kB']:+.1f} kB", goal="flat, <= 50 kB",
             met=flat),
     ]  # fmt: skip
 
 
 def table(rows: list[Row]) -> str:
-    lines = [("", "figure", "beside it", "ratio", "goal", "")]
-    for row in rows:
-        lines.append((
-            row.what, row.figure, row.beside, "" if row.ratio is None else f"{row.ratio:.2f}x",
-            row.goal, {True: "met", False: "MISSED", None: ""}[row.met],
-        ))  # fmt: skip
+    verdicts = {True: "met", False: "MISSED", None: ""}
+    lines = [
+        ("", "figure", "beside it", "ratio", "goal", ""),
+        *(
+            (row.what, row.figure, row.beside, "" if row.ratio is None else f"{row.ratio:.2f}x",
+             row.goal, verdicts[row.met])
+            for row in rows
+        ),
+    ]  # fmt: skip
     widths = [max(len(line[column]) for line in lines) for column in range(6)]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()

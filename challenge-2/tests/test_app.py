@@ -328,7 +328,7 @@ class TestAnalytics:
         assert "a-name-from-outside" not in client.get("/metrics").text
 
 
-MALFORMED = [
+MALFORMED: list[bytes] = [
     b"", b"{", b"[]", b"null", b"1", b'"x"', b"\xff", b"\xef\xbb\xbf{}", b"{}garbage", b'{"a":NaN}',
     b'{"sql":1}', b'{"sql":"\\ud800"}', b'{"resources":[{"name":"\\ud800"}]}', b'{"sql":null}',
     b'{"resources":[{"name":"a","acquire_ms":NaN}]}',
@@ -354,7 +354,7 @@ class TestRefusals:
         assert "Traceback" not in answer.text
 
     def test_a_foreign_origin_and_another_machine_are_refused(self, client: TestClient) -> None:
-        body = {"resources": []}
+        body: dict[str, Any] = {"resources": []}
         answer = client.post("/drills", json=body, headers={"origin": "http://evil.example"})
         assert answer.status_code == 403
         import app
