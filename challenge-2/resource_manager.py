@@ -1,0 +1,3 @@
+"""The name under which the manager was imported once: `from resource_manager import …`."""
+
+from utils import *  # noqa: F403
