@@ -1069,6 +1069,7 @@ class Engine:
             if job.state == RUNNING:
                 self.backends[job.kind].catch_up(job)
             if job.state == RUNNING:
+                self.backends[job.kind].abandon(job)
                 self._queue(job, "the scheduler was shut down")
         self._stopping = True
         if self._batch:
