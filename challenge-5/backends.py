@@ -172,7 +172,7 @@ class _Local:
 
     def busy_seconds(self) -> float:
         now = time.monotonic()
-        return self.busy + sum(now - running.started for running in self.running)
+        return self.busy + sum(now - running.started for running in list(self.running))
 
     def places(self) -> list[Place]:
         names = ", ".join(sorted(running.job.id for running in self.running)[:20])

@@ -181,7 +181,7 @@ class Engine:
         self._ended: list[Job] = []
         self._resolved: list[tuple[TaskHandle, Outcome]] = []
         self._replies: list[tuple[Reply[Any], Any]] = []
-        self._commits = 0
+        self.commits = 0
         self._refused: str | None = None  # why the store cannot be written now
         self._commit_at = 0.0
         self._tidy_at = 0.0
@@ -324,7 +324,8 @@ class Engine:
 
     def figures(self) -> Figures:
         """A look at everything."""
-        return self.ask(self._figures)
+        self.see_all()
+        return self.ask(self._figures, at_once=True)
 
     def counts(self) -> dict[str, int]:
         """How many stored tasks are in each state."""
@@ -350,7 +351,7 @@ class Engine:
                 assert job.handle is not None
                 handles.append(job.handle)
             else:
-                handles.append(TaskHandle(self, existing, cold=True))
+                handles.append(TaskHandle(self, existing, cold=True, existed=True))
         parents = self._find_parents(fresh)
         self._ids.update(fresh)
         for job in fresh.values():
@@ -566,7 +567,7 @@ class Engine:
         busy = {kind: backend.busy_seconds() for kind, backend in self.backends.items()}
         levels = [queue.by_level() for queue in self._ready.values()]
         return Figures(
-            counts=dict(self._counts),
+            counts=dict(self._published),
             queued_by_priority={
                 level.name: sum(each[level] for each in levels) for level in TaskPriority
             },
@@ -579,7 +580,7 @@ class Engine:
             waits=list(self.meter.waits),
             worker_deaths=getattr(self.backends["cpu"], "deaths", 0),
             threads_abandoned=getattr(self.backends["io"], "abandoned_count", 0),
-            commits=self._commits,
+            commits=self.commits,
             store_works=self._refused is None,
         )
 
@@ -904,7 +905,7 @@ class Engine:
         if self._refused is not None:
             log.info("store_works_again")
             self._refused = None
-        self._commits += 1
+        self.commits += 1
         self._commit_at = 0.0
         for job in batch.tasks:
             job.stored = job.state

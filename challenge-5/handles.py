@@ -64,11 +64,23 @@ class TaskHandle:
     `TaskTimedOut`, `DependencyFailed` or `WorkerCrashed`.
     """
 
-    __slots__ = ("__weakref__", "_callbacks", "_cold", "_engine", "_outcome", "_value", "id")
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_cold",
+        "_engine",
+        "_outcome",
+        "_value",
+        "existed",
+        "id",
+    )
 
-    def __init__(self, engine: "Engine", task_id: str, *, cold: bool = False) -> None:
+    def __init__(
+        self, engine: "Engine", task_id: str, *, cold: bool = False, existed: bool = False
+    ) -> None:
         self.id = task_id
         self._engine = engine
+        self.existed = existed  # the submit found it there already
         self._cold = cold  # the engine does not remember this handle: it has to be told
         self._outcome: Outcome | None = None
         self._callbacks: list[Callable[[TaskHandle], None]] | None = None

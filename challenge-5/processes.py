@@ -202,7 +202,7 @@ class ProcessBackend:
     def busy_seconds(self) -> float:
         """Time spent in tasks so far, the running ones included."""
         now, running = time.monotonic(), 0.0
-        for worker in self.workers.values():
+        for worker in list(self.workers.values()):  # other threads may ask, for metrics
             index, since = worker.slot.running()
             if index in worker.leases:
                 running += max(0.0, now - since)

@@ -130,9 +130,11 @@ def _arguments(name: str, function: Callable[..., Any]) -> type[BaseModel]:
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            continue  # for the results of parents
+        if parameter.kind is parameter.VAR_KEYWORD:
             raise TypeError(
-                f"Task {name!r} takes *{parameter.name}: a task that is asked for by name has "
+                f"Task {name!r} takes **{parameter.name}: a task that is asked for by name has "
                 "named parameters only, because they are its schema."
             )
         if parameter.kind is parameter.POSITIONAL_ONLY or parameter.name not in hints:

@@ -261,16 +261,24 @@ class TaskScheduler:
         (handle,) = await self.asubmit_many([task])
         return handle
 
-    async def asubmit_many(self, tasks: Iterable[Task]) -> list[TaskHandle]:
-        """Like `submit_many`, without blocking the event loop."""
+    async def asubmit_many(
+        self, tasks: Iterable[Task], *, request: bytes | None = None
+    ) -> list[TaskHandle]:
+        """Like `submit_many`, without blocking the event loop.
+
+        `request`: what was asked for, when that is not to be told by the calls themselves.
+        """
         if not self._started or not self._engine.dispatching:
             await asyncio.to_thread(self._ensure_started)
         jobs = [self._job_of(each) for each in tasks]
         if not jobs:
             return []
+        if request is not None:
+            for number, job in enumerate(jobs):
+                job.digest = digest(request, number)
         self._engine.reserve(len(jobs))
         try:
-            return await self.ask(lambda: self._engine.accept(jobs))
+            return cast("list[TaskHandle]", await self.ask(lambda: self._engine.accept(jobs)))
         except SchedulerError:
             self._engine.release(len(jobs))
             raise

@@ -116,9 +116,7 @@ def test_a_diamond_of_a_thousand_nodes(scheduler: Any) -> None:
     from utils import Task
 
     tasks = [Task("0", samples.echo, (0,))]
-    tasks += [
-        Task(f"m{n}", samples.together, dependencies=["0"]) for n in range(1, 999)
-    ]
+    tasks += [Task(f"m{n}", samples.together, dependencies=["0"]) for n in range(1, 999)]
     tasks.append(Task("end", samples.together, dependencies=[f"m{n}" for n in range(1, 999)]))
     random.Random(2).shuffle(tasks)
     scheduler.submit_many(tasks)
@@ -136,7 +134,8 @@ def test_generated_graphs_equal_a_sequential_reference(
     scheduler = make_scheduler(DistributedScheduler, max_tasks=10_000)
     number = 300
     parents = {
-        n: sorted(chance.sample(range(n), min(n, chance.choice((0, 1, 1, 2, 5))))) for n in range(number)
+        n: sorted(chance.sample(range(n), min(n, chance.choice((0, 1, 1, 2, 5)))))
+        for n in range(number)
     }
     cancelled = set(chance.sample(range(number), 12))
     scheduler.initialize()  # nothing runs before the cancels, so that the reference is exact

@@ -10,7 +10,16 @@ import pytest
 import samples
 
 pytestmark = pytest.mark.integration
-STATES = ("pending", "queued", "running", "retrying", "completed", "failed", "cancelled", "timed_out")
+STATES = (
+    "pending",
+    "queued",
+    "running",
+    "retrying",
+    "completed",
+    "failed",
+    "cancelled",
+    "timed_out",
+)
 ENDED = ("completed", "failed", "cancelled", "timed_out")
 
 
@@ -144,7 +153,7 @@ class TestRetries:
         handle = scheduler.submit(Task(func=samples.fail_times, args=(path, 4), retry=policy))
 
         for attempt, delay in enumerate((10, 20, 30, 30), 1):
-            soon(lambda n=attempt: scheduler.store.find(handle.id)["attempts"] == n)
+            soon(lambda n=attempt: scheduler.get_task_status(handle.id)["attempts"] == n)
             status = scheduler.get_task_status(handle.id)
             assert (status["attempts"], status["run_at"]) == (attempt, clock.now + delay)
             assert status["error"] == f"RuntimeError: failure {attempt}"
@@ -220,9 +229,7 @@ class TestTime:
 
         first = make_scheduler(clock=clock).run()
         parent = first.submit(Task(func=samples.echo, args=(1,), delay=50))
-        child = first.submit(
-            Task(func=samples.echo, dependencies=[parent], run_at=clock.now + 100)
-        )
+        child = first.submit(Task(func=samples.echo, dependencies=[parent], run_at=clock.now + 100))
         first.get_statistics()
         first.shutdown()
         second = make_scheduler(store=first.store.path, clock=clock).run()
