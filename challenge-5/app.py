@@ -673,7 +673,7 @@ async def events(
         bool, Query(examples=[False], description="False: end with what there is.")
     ] = True,
 ) -> EventSourceResponse:
-    """Server-sent events; without a position they begin with the next (`follow=false`: the first)."""
+    """Server-sent events; without a position from now on (`follow=false`: from the first)."""
     position = last_event_id if last_event_id is not None else after
     if position is None:
         position = await run_in_threadpool(scheduler.store.last_event) if follow else 0

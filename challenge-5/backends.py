@@ -210,12 +210,12 @@ def _call_of(job: Job) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, A
             args, kwargs = fill_in(args, kwargs, job.parent_data)
         return function, args, kwargs
     function = pickle.loads(job.fn)
-    args, kwargs = load_call(function, job.args, job.parent_data)
+    args, kwargs = load_call(job.args, job.parent_data)
     return function, args, kwargs
 
 
 class ThreadBackend(_Local):
-    """Threads for what waits. One cannot be killed: it is abandoned, and another takes its place."""
+    """Threads for what waits. None can be killed: it is abandoned, another takes its place."""
 
     kind = "io"
 

@@ -84,7 +84,7 @@ def count_primes(
 
 @task(kind="io", retry=RetryPolicy(max_attempts=3, base=0.2))
 def fetch_url(url: Annotated[str, Field(max_length=2000)]) -> dict[str, Any]:
-    """Status, size and SHA-256 of what a URL on this machine answers; redirects are not followed."""
+    """Status, size and SHA-256 of what a URL of this machine answers; no redirects."""
     import httpx2
 
     parts = urlsplit(url)
@@ -110,7 +110,7 @@ def fetch_url(url: Annotated[str, Field(max_length=2000)]) -> dict[str, Any]:
 def aggregate_csv(
     file: Name, group_by: Name, value: Name, delimiter: Literal[",", ";", "\t"] = ","
 ) -> dict[str, dict[str, float]]:
-    """Count, sum, least and greatest of a column, by another; cells without a number are left out."""
+    """Count, sum, least and greatest of a column, by another; only cells that are numbers."""
     groups: dict[str, list[float]] = defaultdict(list)
     with _inside(file).open(encoding="utf-8", newline="") as lines:
         rows = csv.DictReader(lines, delimiter=delimiter)

@@ -25,7 +25,7 @@ class TaskContext:
         self._say = say
 
     @property
-    def idempotency_token(self) -> str:  # noqa: D102
+    def idempotency_token(self) -> str:
         return f"{self.id}/{self.run}"
 
     def progress(self, fraction: float, text: str = "") -> None:

@@ -158,7 +158,7 @@ class Engine:
         self.max_crashes = max_crashes
         self.result_ttl = result_ttl
         self.clock = clock
-        self.chance = chance or random.Random()
+        self.chance = chance or random.Random()  # noqa: S311  (jitter)
         self.meter = Meter()
         self.dispatching = False
         self.closed = False
@@ -796,9 +796,12 @@ class Engine:
                 job = self._by_number(seq)
                 if job.state == PENDING:
                     self._queue(job, None)
-            elif (waiting := self._jobs.get(seq)) is not None and waiting.state == RETRYING:
-                if (waiting.run_at or 0.0) <= self._now:
-                    self._queue(waiting, None)
+            elif (
+                (waiting := self._jobs.get(seq)) is not None
+                and waiting.state == RETRYING
+                and (waiting.run_at or 0.0) <= self._now
+            ):
+                self._queue(waiting, None)
         if self.result_ttl is not None and time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + TIDY_SECONDS
             with suppress(sqlite3.Error, StoreUnavailable):  # the next look may do
@@ -860,9 +863,9 @@ class Engine:
     def _conclude(self) -> None:
         """Commit, then let the world see it."""
         now = time.monotonic()
-        if self._batch and not self._may_follow(now):
-            if self._refused is None or now >= self._commit_at:
-                self._commit()
+        may_try = self._refused is None or now >= self._commit_at
+        if self._batch and may_try and not self._may_follow(now):
+            self._commit()
         if self._refused is not None:
             return
         for backend in self.backends.values():
@@ -892,7 +895,7 @@ class Engine:
             self.store.commit(batch)
         except (sqlite3.Error, StoreUnavailable, OSError) as error:
             if self._refused is None:
-                log.error("store_refused", error=str(error))
+                log.warning("store_refused", error=str(error))
             self._refused = str(error)
             self._commit_at = time.monotonic() + COMMIT_RETRY_SECONDS
             replies, self._replies = self._replies, []

@@ -543,12 +543,8 @@ def _private_files() -> Iterator[None]:
 
 
 def _count(connection: sqlite3.Connection) -> dict[str, int]:
-    return {
-        state: count
-        for state, count in map(
-            tuple, connection.execute("SELECT state, count(*) FROM task GROUP BY state")
-        )
-    }
+    rows = connection.execute("SELECT state, count(*) FROM task GROUP BY state")
+    return dict(map(tuple, rows))
 
 
 def _parts(values: Sequence[Any], size: int) -> Iterable[list[Any]]:

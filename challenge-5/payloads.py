@@ -92,7 +92,7 @@ def dump_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
 
 
 def load_call(
-    function: Callable[..., Any], arguments: bytes, parents: "Parents | None"
+    arguments: bytes, parents: "Parents | None"
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The args and kwargs of a call, with the results of its parents in their places."""
     if arguments:
@@ -204,7 +204,7 @@ def dump_error(error: BaseException) -> bytes:
         message = "(its message cannot be shown)"
     try:
         travelling: bytes | None = dump(error)
-        pickle.loads(travelling)  # an __init__ with other arguments shows only here
+        pickle.loads(travelling or b"")  # an __init__ with other arguments shows only here
     except Exception:  # noqa: BLE001  (somebody else's __reduce__ or __init__)
         travelling = None
     parts = (type(error).__name__, message, text, travelling)

@@ -90,8 +90,8 @@ ID_CHARACTERS = 200
 class TaskScheduler:
     """Runs functions in processes, threads and an event loop; durable, strict, and recoverable.
 
-    `store` is None (private, gone at close), the path of an SQLite file, or a `Store`. `num_workers`
-    processes (default: the number of CPUs), `thread_workers` threads. At most `max_tasks` may be
+    `store` is None (private, gone at close), the path of an SQLite file, or a `Store`.
+    `num_workers` processes (default: the number of CPUs), `thread_workers` threads. At most `max_tasks` may be
     unfinished. A task runs at most `default_timeout` seconds unless it says otherwise, and at most
     `max_crashes` times if its worker dies under it. Results larger than `result_limit` bytes fail
     the task; they are kept for `result_ttl` seconds (None: until cleanup).

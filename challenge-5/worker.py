@@ -95,7 +95,7 @@ class _Worker:
         try:
             function = self.functions.get(function_bytes) or self.load(function_bytes)
             if arguments or parents:
-                args, kwargs = load_call(function, arguments, parents)
+                args, kwargs = load_call(arguments, parents)
                 value = function(*args, **kwargs)
                 del args, kwargs
             else:
@@ -140,7 +140,7 @@ class _Worker:
 
 
 def start_alone() -> None:
-    """A worker that was started by itself, not forked: `worker.py CHANNEL MEMORY` and JSON on stdin.
+    """Be a worker that was not forked: `worker.py CHANNEL MEMORY`, with JSON on stdin.
 
     CHANNEL is an inherited descriptor, or `shared` where the socket follows on stdin (Windows).
     """

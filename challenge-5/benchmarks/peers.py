@@ -52,9 +52,9 @@ def dask_map(number: int) -> float:
         ) as cluster,
         distributed.Client(cluster) as client,
     ):  # fmt: skip
-        client.gather(client.map(lambda n: None, range(20), pure=False))
+        client.gather(client.map(lambda _: None, range(20), pure=False))
         began = time.perf_counter()
-        client.gather(client.map(lambda n: None, range(number), pure=False))
+        client.gather(client.map(lambda _: None, range(number), pure=False))
         return number / (time.perf_counter() - began)
 
 
@@ -150,7 +150,7 @@ def rq(number: int) -> float:
 def _until_finished(jobs: list[Any]) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     for job in jobs:
-        while not job.get_status().value == "finished":
+        while job.get_status().value != "finished":
             if time.monotonic() > deadline:
                 raise TimeoutError("RQ did not finish")
             time.sleep(0.0005)

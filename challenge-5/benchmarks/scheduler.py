@@ -27,11 +27,11 @@ import psutil
 FOLDER = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(FOLDER), str(FOLDER / "benchmarks")]
 
-import peers
-import workload
-from report import Row, row, table
+import peers  # noqa: E402  (found by the line above)
+import workload  # noqa: E402
+from report import Row, row, table  # noqa: E402
 
-from utils import DistributedScheduler, Task, TaskPriority, TaskScheduler
+from utils import DistributedScheduler, Task, TaskPriority, TaskScheduler  # noqa: E402
 
 MODES = ("full", "normal", "off")
 Samples = defaultdict[str, list[float]]
@@ -68,7 +68,8 @@ class Bench:
         self.files += 1
         path = self.scratch / f"tasks-{self.files}.db"
         options.setdefault("max_tasks", 2_000_000)
-        scheduler = TaskScheduler(2, store=path, durability=durability, **options)  # type: ignore[arg-type]
+        options["durability"] = durability
+        scheduler = TaskScheduler(2, store=path, **options)
         scheduler.run()
         for handle in [scheduler.submit(workload.noop) for _ in range(500)]:
             handle.result()
@@ -131,7 +132,7 @@ class Bench:
         return median(found)
 
     def priority(self) -> Iterator[Row]:
-        """Critical no-ops behind a backlog of 10 ms tasks, in the configuration of the throughput."""
+        """Critical no-ops behind a backlog of 10 ms tasks, configured as for the throughput."""
         waits = []
         chance = random.Random(1)
         with self.scheduler() as scheduler:
@@ -211,7 +212,9 @@ class Bench:
                 replaced.append((time.perf_counter() - began) * 1000)
                 handle.cancel()
             scheduler.shutdown(wait=False)
-        yield row("CPU loop shown timed out after its deadline, worst", "ms", [max(late)], at_most=100)
+        yield row(
+            "CPU loop shown timed out after its deadline, worst", "ms", [max(late)], at_most=100
+        )
         yield row("CPU loop shown cancelled, worst", "ms", [max(cancelled)], at_most=100)
         yield row("killed worker replaced, median", "ms", [median(replaced)], at_most=50)
 
@@ -283,7 +286,10 @@ class Bench:
             try:
                 rates[name].append(measure())
             except Exception as error:
-                print(f"{name} could not be measured: {type(error).__name__}: {error}", file=sys.stderr)
+                print(
+                    f"{name} could not be measured: {type(error).__name__}: {error}",
+                    file=sys.stderr,
+                )
                 continue
             yield row(f"no-op tasks against {name}", "/s", rates["ours"][-1:], beside=name,
                       references=rates[name], times=least or None)  # fmt: skip
@@ -307,7 +313,9 @@ def main() -> None:
     if arguments.json:
         print(json.dumps([asdict(each) for each in rows], indent=2))
         return
-    print(f"CPython {platform.python_version()}, {psutil.cpu_count()} cores, {platform.machine()}\n")
+    print(
+        f"CPython {platform.python_version()}, {psutil.cpu_count()} cores, {platform.machine()}\n"
+    )
     print(table(rows))
 
 

@@ -10,19 +10,21 @@ import itertools
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-import samples
+import samples  # noqa: E402
 
-from utils import RetryPolicy, Task, TaskScheduler
+from utils import RetryPolicy, Task, TaskScheduler  # noqa: E402
 
 
 def main() -> None:
     database, ledger_path, runs, durability = sys.argv[1:]
     ledger = os.open(ledger_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     prefix = os.urandom(4).hex()
-    scheduler = TaskScheduler(2, store=database, durability=durability, max_tasks=100_000).run()
+    options: dict[str, Any] = {"durability": durability, "max_tasks": 100_000}
+    scheduler = TaskScheduler(2, store=database, **options).run()
     os.write(ledger, b"U\n")
     for n in itertools.count():
         ids = [f"{prefix}-{n}-{m}" for m in range(6)]

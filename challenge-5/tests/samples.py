@@ -77,7 +77,7 @@ def long_sleep() -> None:
 
 
 def append(path: str, line: str) -> str:
-    with open(path, "a") as file:
+    with Path(path).open("a") as file:
         file.write(line + "\n")
     return line
 

@@ -368,9 +368,11 @@ class TestEvents:
         def listen() -> None:
             with server.client() as client, client.stream("GET", "/events") as answer:
                 opened.set()
-                for line in answer.iter_lines():
-                    if line.startswith("event:"):
-                        found.append((0, line[6:].strip()))
+                found.extend(
+                    (0, line[6:].strip())
+                    for line in answer.iter_lines()
+                    if line.startswith("event:")
+                )
 
         thread = threading.Thread(target=listen)
         thread.start()

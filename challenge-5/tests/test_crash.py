@@ -93,6 +93,7 @@ def test_no_process_of_a_task_outlives_a_killed_scheduler_by_two_seconds(
     stubborn = tmp_path / "stubborn"
     pids.append(int(soon(lambda: stubborn.exists() and stubborn.read_text(), 20)))
     zygote = psutil.Process(pids[0]).parent()
+    assert zygote is not None
     process.kill()
     process.wait()
 

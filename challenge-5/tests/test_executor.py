@@ -1,4 +1,4 @@
-"""`as_executor()` behaves as an executor of the standard library, and better where a worker dies."""
+"""`as_executor()` behaves as the standard library's executors do, and better where a worker dies."""
 
 import concurrent.futures
 import threading
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def executor(make_scheduler: Callable[..., Any]) -> Iterator[Any]:
-    yield make_scheduler(max_tasks=200).run().as_executor()
+def executor(make_scheduler: Callable[..., Any]) -> Any:
+    return make_scheduler(max_tasks=200).run().as_executor()
 
 
 def keywords(self: int, fn: int, *args: Any, **kwargs: Any) -> Any:
@@ -45,8 +45,7 @@ def test_map_with_a_timeout_gives_what_came_in_time(executor: Any, tmp_path: Pat
     go = str(tmp_path / "go")
     found = []
     with pytest.raises(TimeoutError):
-        for value in executor.map(samples.many_then_wait, [go] * 3, [1, 2, 0], timeout=0.5):
-            found.append(value)
+        found.extend(executor.map(samples.many_then_wait, [go] * 3, [1, 2, 0], timeout=0.5))
     Path(go).touch()
     assert found == ["1", "2"]
 
@@ -89,9 +88,7 @@ def test_shutdown_may_cancel_what_has_not_begun(
     running = executor.submit(samples.wait_for, str(go), str(marker))
     later = [executor.submit(samples.noop) for _ in range(10)]
     soon(marker.exists)
-    ending = threading.Thread(
-        target=lambda: executor.shutdown(wait=wait_too, cancel_futures=True)
-    )
+    ending = threading.Thread(target=lambda: executor.shutdown(wait=wait_too, cancel_futures=True))
     ending.start()
     soon(lambda: all(future.cancelled() for future in later))
     go.touch()

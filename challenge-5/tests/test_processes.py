@@ -181,7 +181,7 @@ class TestCrashes:
         log = str(tmp_path / "runs")
         others = [scheduler.submit(samples.echo, n) for n in range(100)]
 
-        with pytest.raises(WorkerCrashed, match="3 times.*signal 9"):
+        with pytest.raises(WorkerCrashed, match=r"3 times.*signal 9"):
             scheduler.submit(
                 Task(func=samples.die, args=(log,), retry=RetryPolicy(max_attempts=5))
             ).result(20)
@@ -230,7 +230,9 @@ class TestCrashes:
     ) -> None:
         scheduler = make_scheduler(num_workers=1).run()
         worker = scheduler.submit(samples.pid).result(10)
-        psutil.Process(worker).parent().kill()
+        parent = psutil.Process(worker).parent()
+        assert parent is not None
+        parent.kill()
         soon(lambda: gone(worker))
 
         assert scheduler.submit(samples.add, 1, 1).result(20) == 2

@@ -35,9 +35,9 @@ def test_any_mix_of_pushes_returns_and_removals_equals_a_sorted_list(seed: int) 
         assert len(queue) == len(model)
         assert queue.by_level() == [sum(p == n for p, _ in model) for n in range(4)]
     left = []
-    while (seq := queue.peek()) is not None:
-        assert queue.pop() == seq
-        left.append((levels[seq], seq))
+    while (following := queue.peek()) is not None:
+        assert queue.pop() == following
+        left.append((levels[following], following))
     assert left == sorted(model)
 
 

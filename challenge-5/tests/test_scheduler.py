@@ -115,7 +115,7 @@ class TestWhatCannotBePickled:
     def test_an_argument_is_named_and_nothing_is_stored(self, scheduler: Any) -> None:
         from utils import NotSerializable
 
-        with pytest.raises(NotSerializable, match="Argument 2 .*lock"):
+        with pytest.raises(NotSerializable, match=r"Argument 2 .*lock"):
             scheduler.submit(samples.add, 1, threading.Lock())
 
         assert scheduler.get_statistics()["total"] == 0
@@ -352,7 +352,7 @@ class TestBounds:
                 scheduler.submit_many(
                     [Task(func=samples.noop), Task(func=samples.noop, dependencies=["nobody"])]
                 )
-            with pytest.raises(CyclicDependency, match="'a' -> 'b' -> 'a'|'b' -> 'a' -> 'b'"):
+            with pytest.raises(CyclicDependency, match=r"'a' -> 'b' -> 'a'|'b' -> 'a' -> 'b'"):
                 scheduler.submit_many(
                     [
                         Task("a", samples.noop, dependencies=["b"]),

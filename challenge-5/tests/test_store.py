@@ -77,7 +77,12 @@ def test_what_is_committed_is_found_and_loaded_whole(store: Any) -> None:
     save(store, job(1), job(2), full, edges=[(3, 0, 2), (3, 1, 1)])
 
     found, one = store.load([3, 1])[::-1]
-    assert (found.id, found.fn, found.args, found.parents) == ("id-3", b"fn", b"args", ("id-2", "id-1"))
+    assert (found.id, found.fn, found.args, found.parents) == (
+        "id-3",
+        b"fn",
+        b"args",
+        ("id-2", "id-1"),
+    )
     assert (found.retry, found.timeout, found.priority, found.run_at) == (policy, 1.5, 1, 5.0)
     assert (found.state, found.stored, one.seq) == ("queued", "queued", 1)
     assert store.find("id-3")["dependencies"] == ["id-2", "id-1"]
@@ -226,7 +231,9 @@ def test_a_second_opening_is_refused_and_allowed_after_the_first_is_closed(
     assert second.open().counts == {}
 
 
-@pytest.mark.parametrize("open_store", ["sqlite-full", "sqlite-normal", "sqlite-off"], indirect=True)
+@pytest.mark.parametrize(
+    "open_store", ["sqlite-full", "sqlite-normal", "sqlite-off"], indirect=True
+)
 def test_another_opening_finds_everything_that_was_left(open_store: Callable[[], Any]) -> None:
     first = open_store()
     first.open()
