@@ -20,7 +20,8 @@ class Job:
     __slots__ = (
         "args", "attempts", "crashes", "created", "digest", "error", "expect",
         "finished", "fn", "handle", "id", "idem_key", "index", "kind", "live", "name",
-        "parent_data", "parents", "place", "positionally", "priority", "progress", "queued", "retry", "run",
+        "parent_data", "parents", "place", "positionally", "priority", "progress", "queued",
+        "retry", "run",
         "run_at", "seq", "since", "started", "state", "stored", "timeout",
     )  # fmt: skip
 

@@ -5,8 +5,8 @@
 The worker claims a task by writing its index *before* it looks at the revoked range; the engine
 revokes by writing the range, and reads the claim a moment later. Whatever is claimed then stays
 with the worker, everything behind it is the engine's again: tasks are taken back from a worker that
-is deep in a C loop and cannot answer. A result is out of the worker's hands the moment its record is
-written: a SIGKILL after that loses nothing.
+is deep in a C loop and cannot answer. A result is out of the worker's hands the moment its record
+is written: a SIGKILL after that loses nothing.
 """
 
 import struct

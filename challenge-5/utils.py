@@ -91,10 +91,10 @@ class TaskScheduler:
     """Runs functions in processes, threads and an event loop; durable, strict, and recoverable.
 
     `store` is None (private, gone at close), the path of an SQLite file, or a `Store`.
-    `num_workers` processes (default: the number of CPUs), `thread_workers` threads. At most `max_tasks` may be
-    unfinished. A task runs at most `default_timeout` seconds unless it says otherwise, and at most
-    `max_crashes` times if its worker dies under it. Results larger than `result_limit` bytes fail
-    the task; they are kept for `result_ttl` seconds (None: until cleanup).
+    `num_workers` processes (default: the number of CPUs), `thread_workers` threads. At most
+    `max_tasks` may be unfinished. A task runs at most `default_timeout` seconds unless it says
+    otherwise, and at most `max_crashes` times if its worker dies under it. Results larger than
+    `result_limit` bytes fail the task; they are kept for `result_ttl` seconds (None: until cleanup).
 
     Use it with `with` or `async with`, or call `shutdown`. The first submit starts it.
     """
@@ -233,7 +233,7 @@ class TaskScheduler:
         timeout_to_enter: float | None = None,
         **options: Any,
     ) -> TaskHandle:
-        """Submit a function with its arguments apart; with `block`, wait while the queue is full."""
+        """Submit a function, its arguments apart; with `block`, wait while the queue is full."""
         task = Task(func=func, args=tuple(args), kwargs=kwargs or {}, **options)
         return self._submit(task, block, timeout_to_enter)
 

@@ -214,7 +214,7 @@ class App(FastAPI):
         gate.inner = super().__call__
         gate.app = self
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         await self.gate(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
@@ -292,7 +292,7 @@ class Gate:
             loop = asyncio.get_running_loop()
             self._sweep = loop.call_later(SWEEP_SECONDS, self._give_up_slow_bodies)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] == "http":
             await _Exchange(self, scope, receive, send).run()
         elif scope["type"] == "lifespan":

@@ -94,7 +94,8 @@ class Bench:
                 ratios[mode].append(ours[mode] / median((before, after)))
         for mode, least, stretch in (("full", 1.5, 2.5), ("normal", 2.0, None), ("off", 2.5, None)):
             found = row(f"no-op tasks, durability {mode}", "/s", rates[mode],
-                        beside="ProcessPoolExecutor", references=rates["pool"], times=least)  # fmt: skip
+                        beside="ProcessPoolExecutor", references=rates["pool"],
+                        times=least)  # fmt: skip
             found.ratio = median(ratios[mode])
             found.met = found.ratio >= least
             if stretch:
@@ -228,7 +229,7 @@ class Bench:
             f"import sys; sys.path[:0] = {sys.path[:2]!r}\n"
             "import json, psutil, time, workload\n"
             "from utils import DistributedScheduler, Task\n"
-            f"number, path, recovered = {self.sizes.pending}, {str(path)!r}, {self.sizes.recovered}\n"
+            f"number, path = {self.sizes.pending}, {str(path)!r}\n"
             "scheduler = DistributedScheduler(2, store=path, max_tasks=10**7)\n"
             "scheduler.initialize()\n"
             "before = psutil.Process().memory_info().rss\n"

@@ -1,4 +1,4 @@
-"""`as_executor()` behaves as the standard library's executors do, and better where a worker dies."""
+"""`as_executor()` behaves as the standard library's executors, and better where a worker dies."""
 
 import concurrent.futures
 import threading

@@ -214,7 +214,8 @@ class TestIdentity:
 
     def test_unknown_ids_are_key_errors(self, scheduler: Any) -> None:
         for ask in (
-            scheduler.get_task_status, scheduler.cancel_task, scheduler.retry_task, scheduler.handle,
+            scheduler.get_task_status, scheduler.cancel_task, scheduler.retry_task,
+            scheduler.handle,
         ):  # fmt: skip
             with pytest.raises(KeyError, match="no task 'nobody'"):
                 ask("nobody")

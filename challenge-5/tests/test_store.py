@@ -63,7 +63,8 @@ def change(store: Any, changed: Any, state: str, **parts: Any) -> None:
 
     before, changed.state = changed.state, state
     store.commit(
-        Batch(changed={changed.seq: changed}, events=[(changed.seq, 200.0, before, state, "why", 7)],
+        Batch(changed={changed.seq: changed},
+              events=[(changed.seq, 200.0, before, state, "why", 7)],
               **parts)
     )  # fmt: skip
     changed.stored = state
