@@ -94,7 +94,7 @@ class TaskScheduler:
     `num_workers` processes (default: the number of CPUs), `thread_workers` threads. At most
     `max_tasks` may be unfinished. A task runs at most `default_timeout` seconds unless it says
     otherwise, and at most `max_crashes` times if its worker dies under it. Results larger than
-    `result_limit` bytes fail the task; they are kept for `result_ttl` seconds (None: until cleanup).
+    `result_limit` bytes fail the task; they are kept for `result_ttl` seconds (None: for ever).
 
     Use it with `with` or `async with`, or call `shutdown`. The first submit starts it.
     """
