@@ -1,6 +1,6 @@
 """Shows what the folders can do, with figures: one mode per ability, all when none is named.
 
-    python demo.py [--mode etl|webhook|performance|plugins] [--quick] [--json] [--seed N]
+    python demo.py [--mode etl|webhook|performance|fetch|…] [--quick] [--json] [--seed N]
     python demo.py [--mode etl|webhook|performance|…] [--quick] [--json] [--seed N]
 
 A mode is a row of MODES: its name and the folder whose `showcase.py` knows it. Each runs in a
@@ -33,8 +33,10 @@ MODES = {
     "resilience": "challenge-1",
     "lazy": "challenge-4",
     "resources": "challenge-2",
+    "scheduler": "challenge-5",
 }
 MODE_SECONDS = 120  # a mode that takes longer is ended and counts as failed
+
 
 def main() -> int:
     """Run the modes asked for; 0 when every claim holds, else 1."""
@@ -63,6 +65,7 @@ def main() -> int:
     else:
         print_table(claims)
     return 0 if passed else 1
+
 
 def run_mode(mode: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The claims of one mode; a mode that ends badly is itself a claim that failed."""
@@ -101,6 +104,7 @@ def run_mode(mode: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         print(f"{shown}    {time.monotonic() - started:.1f} s", flush=True)
     return claims
 
+
 def print_table(claims: list[dict[str, Any]]) -> None:
     """The claims, their figures and whether they hold."""
     rows = [("mode", "claim", "figure", "")]
@@ -117,6 +121,7 @@ def print_table(claims: list[dict[str, Any]]) -> None:
             print("  ".join("-" * width for width in widths).rstrip())
     failed = sum(not c["passed"] for c in claims)
     print(f"\n{len(claims) - failed} of {len(claims)} claims hold.")
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -82,7 +82,13 @@ async def preview(
         found.take(reader.feed(piece))
     found.take(reader.finish())
     if not found.events and found.rejected:
-        raise BodyError(422, f"None of the records fits. {found.errors[0]['message']}")
+        malformed = reader.is_single and found.errors[0]["code"] in (
+            "malformed",
+            "encoding",
+            "depth",
+        )
+        status = 400 if malformed else 422
+        raise BodyError(status, f"None of the records fits. {found.errors[0]['message']}")
     items = []
     for group, (number, state) in found.groups.items():
         values = found.projection.values(number, state)

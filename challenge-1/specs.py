@@ -145,8 +145,14 @@ class PipelineSpec(BaseModel):
         if len(set(labels)) < len(labels):
             raise ValueError("`aggregates` asks for the same value twice.")
         for what in ("event_time", "event_id"):
-            if (path := getattr(self, what)) is not None and path in self.select.values():
-                raise ValueError(f"`{what}` names a path that `select` names as well: choose one.")
+            path = getattr(self, what)
+            for alias in used:  # an alias that nothing uses may name it too: it is one value then
+                if path is not None and path == self.select[alias]:
+                    raise ValueError(
+                        f"`{what}` and the alias `{alias}` read the same value, once as a time or "
+                        f"an id and once as data. Leave `{alias}` out of `group_by`, `where` and "
+                        "`aggregates`."
+                    )
         if self.event_time is not None and self.event_time == self.event_id:
             raise ValueError("`event_time` and `event_id` cannot be the same value.")
         paths = {*self.select.values(), self.event_id, self.event_time} - {None}

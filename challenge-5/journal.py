@@ -1,0 +1,582 @@
+"""The store: every task, every transition, in one SQLite file. What is not here has not happened.
+
+One writer (the engine's thread), one transaction per turn, so a hundred tasks share an fsync. Rows
+go in by statements of many rows: each statement gives the interpreter lock away once, not once per
+row. Readers of other threads have a connection of their own and see committed states only.
+
+durability  survives a crash of the process   survives a power cut
+full        everything that was visible       everything that was visible (fsync before visible)
+normal      everything that was visible       all but the last moments; never a torn file
+off         all but the last 20 ms            nothing is promised, the file may be torn
+"""
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from errors import StoreUnavailable
+from holder import Holder
+from records import Batch, Job
+from tasks import LIVE, RetryPolicy
+
+Durability = Literal["full", "normal", "off"]
+SCHEMA_VERSION = 1
+CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints
+KEPT_LINES = 100  # of log per task
+TASK_COLUMNS = (
+    "seq", "id", "name", "kind", "priority", "state", "created", "since", "run_at", "started",
+    "finished", "timeout", "retry", "run", "attempts", "crashes", "positionally", "idem_key",
+    "digest", "error", "progress",
+)  # fmt: skip
+CHANGING = (
+    "state", "since", "run_at", "started", "finished", "run", "attempts", "crashes", "error",
+    "progress",
+)  # fmt: skip
+SCHEMA = """
+CREATE TABLE task (
+  seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, name TEXT NOT NULL, kind TEXT NOT NULL,
+  priority INTEGER NOT NULL, state TEXT NOT NULL, created REAL NOT NULL, since REAL NOT NULL,
+  run_at REAL, started REAL, finished REAL, timeout REAL, retry TEXT, run INTEGER NOT NULL,
+  attempts INTEGER NOT NULL, crashes INTEGER NOT NULL, positionally INTEGER NOT NULL,
+  idem_key TEXT, digest BLOB, error TEXT, progress TEXT);
+CREATE UNIQUE INDEX task_key ON task (idem_key) WHERE idem_key IS NOT NULL;
+CREATE TABLE call (seq INTEGER PRIMARY KEY, fn BLOB NOT NULL, args BLOB NOT NULL);
+CREATE TABLE result (seq INTEGER PRIMARY KEY, value BLOB NOT NULL, expires REAL);
+CREATE INDEX result_expires ON result (expires) WHERE expires IS NOT NULL;
+CREATE TABLE dep (
+  child INTEGER NOT NULL, position INTEGER NOT NULL, parent INTEGER NOT NULL,
+  PRIMARY KEY (child, position)) WITHOUT ROWID;
+CREATE INDEX dep_parent ON dep (parent);
+CREATE TABLE event (
+  eid INTEGER PRIMARY KEY AUTOINCREMENT, seq INTEGER NOT NULL, ts REAL NOT NULL, from_state TEXT,
+  to_state TEXT NOT NULL, reason TEXT, worker INTEGER);
+CREATE INDEX event_seq ON event (seq);
+CREATE TABLE note (seq INTEGER NOT NULL, ts REAL NOT NULL, line TEXT NOT NULL);
+CREATE INDEX note_seq ON note (seq);
+"""
+_LIVE = "(" + ", ".join(f"'{state}'" for state in sorted(LIVE)) + ")"
+
+
+@dataclass
+class Recovered:
+    """What a store held when it was opened."""
+
+    next_seq: int = 1
+    counts: dict[str, int] = field(default_factory=dict)
+    # (seq, kind, priority, state, run_at) of everything unfinished, in order
+    live: list[tuple[int, str, int, str, float | None]] = field(default_factory=list)
+    # (child, parent, state of the parent) of everything pending
+    edges: list[tuple[int, int, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which tasks a page shows, newest first; `before` is the last sequence number seen."""
+
+    states: Sequence[str] = ()
+    name: str | None = None
+    priority: int | None = None
+    text: str | None = None
+    before: int | None = None
+    limit: int = 50
+
+
+class Store(Protocol):
+    """What the engine needs of a place to keep tasks; the first group in its own thread."""
+
+    durability: Durability
+    lasting: bool  # another scheduler can go on with it later
+
+    def open(self) -> Recovered:
+        """Take the store, or raise StoreLocked naming its holder."""
+
+    def commit(self, batch: Batch) -> None:
+        """Write it all or nothing; durable on return as far as the durability says."""
+
+    def load(self, seqs: Sequence[int]) -> list[Job]:
+        """The tasks with these numbers, with their calls and parents, in order."""
+
+    def known(self, ids: Sequence[str]) -> dict[str, tuple[int, str, bytes | None]]:
+        """Number, state and digest of those ids that exist."""
+
+    def with_key(self, key: str) -> tuple[str, bytes | None] | None:
+        """Id and digest of the task with this idempotency key."""
+
+    def results(self, seqs: Sequence[int]) -> dict[int, bytes]:
+        """The results that are still kept."""
+
+    def unfinished(self) -> list[str]:
+        """The ids of all tasks that have not ended."""
+
+    def cleanup(self, before: float, states: Sequence[str], limit: int) -> dict[str, int]:
+        """Delete ended tasks; how many of each state. Parents of unfinished tasks stay."""
+
+    def expire(self, now: float) -> int:
+        """Delete results whose time is over, except for unfinished children."""
+
+    def close(self) -> None:
+        """Let the next one have it; idempotent."""
+
+    # --- from any thread ---
+
+    def find(self, task_id: str) -> dict[str, Any] | None:
+        """The committed row of a task, with its parents' ids."""
+
+    def page(self, wanted: Filter) -> list[dict[str, Any]]:
+        """Rows that fit, newest first."""
+
+    def result(self, seq: int) -> bytes | None:
+        """The result (or the travelled exception) of a task, if it is kept."""
+
+    def events(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """Transitions after a number, with the ids of their tasks."""
+
+    def history(self, seq: int) -> list[dict[str, Any]]:
+        """The transitions of one task."""
+
+    def last_event(self) -> int:
+        """The number of the newest transition."""
+
+    def notes(self, seq: int) -> list[dict[str, Any]]:
+        """The log lines of a task, oldest first."""
+
+    def graph(self, seq: int, limit: int) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+        """The tasks connected with one, and the edges (parent, child) between them."""
+
+    def counts(self) -> dict[str, int]:
+        """How many tasks are in each state, counted."""
+
+
+class _Rows:
+    """A statement for many rows at once, prepared for a few sizes."""
+
+    SIZES = (64, 16, 4, 1)
+
+    def __init__(self, before: str, width: int, after: str = "") -> None:
+        one = "(" + ", ".join("?" * width) + ")"
+        self._texts = {n: f"{before} {', '.join([one] * n)} {after}" for n in self.SIZES}
+
+    def write(self, connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> int:
+        """Execute for all rows; return how many were changed."""
+        position, changed = 0, 0
+        for size in self.SIZES:
+            while len(rows) - position >= size:
+                values: list[Any] = []
+                for row in rows[position : position + size]:
+                    values += row
+                changed += connection.execute(self._texts[size], values).rowcount
+                position += size
+        return changed
+
+
+_INSERT_TASK = _Rows("INSERT INTO task VALUES", len(TASK_COLUMNS))
+_INSERT_CALL = _Rows("INSERT INTO call VALUES", 3)
+_INSERT_DEP = _Rows("INSERT INTO dep VALUES", 3)
+_INSERT_RESULT = _Rows("INSERT OR REPLACE INTO result VALUES", 3)
+_INSERT_EVENT = _Rows("INSERT INTO event (seq, ts, from_state, to_state, reason, worker) VALUES", 6)
+_INSERT_NOTE = _Rows("INSERT INTO note VALUES", 3)
+_UPDATE_TASK = _Rows(
+    "UPDATE task SET "
+    + ", ".join(f"{name} = new.column{n}" for n, name in enumerate(CHANGING, 3))
+    + " FROM (VALUES",
+    len(CHANGING) + 2,
+    ") AS new WHERE task.seq = new.column1 AND task.state = new.column2",
+)
+
+
+class SQLiteStore:
+    """The store in one file beside its log; memory does not grow with it."""
+
+    def __init__(self, path: str | Path, durability: Durability = "full", *, private: bool = False):
+        """`private`: the file goes away at close, so no write of it has to reach the disk."""
+        self.path = Path(path)
+        self.durability = durability
+        self.lasting = not private
+        self._holder: Holder | None = None
+        self._writer: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
+        self._reading = threading.Lock()
+
+    # --- the engine's thread ---
+
+    def open(self) -> Recovered:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._holder = Holder(self.path)
+        try:
+            with _private_files():
+                self._writer = self._connect()
+            return self._recover(self._writer)
+        except sqlite3.Error as error:
+            self.close()
+            raise StoreUnavailable(
+                f"The database {self.path.name} cannot be used: {error}. Give another path, or "
+                "restore the file."
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        synchronous = self.durability if self.lasting else "OFF"
+        connection.execute("PRAGMA busy_timeout = 5000")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = 1; COMMIT;")
+        elif version != SCHEMA_VERSION:
+            connection.close()
+            raise StoreUnavailable(
+                f"The database {self.path.name} has layout {version}; this program knows "
+                f"{SCHEMA_VERSION}. Use the program that wrote it, or another path."
+            )
+        return connection
+
+    def _recover(self, connection: sqlite3.Connection) -> Recovered:
+        (last,) = connection.execute(
+            "SELECT max(coalesce((SELECT max(seq) FROM task), 0), "
+            "coalesce((SELECT max(seq) FROM event), 0))"
+        ).fetchone()
+        live = connection.execute(
+            "SELECT seq, kind, priority, state, run_at FROM task "
+            f"WHERE state IN {_LIVE} ORDER BY seq"
+        ).fetchall()
+        edges = connection.execute(
+            "SELECT dep.child, dep.parent, mother.state FROM task AS young "
+            "JOIN dep ON dep.child = young.seq JOIN task AS mother ON mother.seq = dep.parent "
+            "WHERE young.state = 'pending'"
+        ).fetchall()
+        return Recovered(last + 1, _count(connection), live, edges)
+
+    def commit(self, batch: Batch) -> None:
+        connection = self._open_writer()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._write(connection, batch)
+            connection.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            raise
+
+    def _write(self, connection: sqlite3.Connection, batch: Batch) -> None:
+        if batch.tasks:
+            _INSERT_TASK.write(connection, [_task_row(job) for job in batch.tasks])
+            _INSERT_CALL.write(connection, [(job.seq, job.fn, job.args) for job in batch.tasks])
+        if batch.edges:
+            _INSERT_DEP.write(connection, batch.edges)
+        if batch.changed:
+            rows = [_change_row(job) for job in batch.changed.values()]
+            if _UPDATE_TASK.write(connection, rows) != len(rows):
+                raise StoreUnavailable(
+                    "The stored tasks are not in the states they were left in: somebody else "
+                    "has written to the database."
+                )
+        for seq in batch.dropped_results:
+            connection.execute("DELETE FROM result WHERE seq = ?", (seq,))
+        if batch.results:
+            _INSERT_RESULT.write(connection, [(s, *kept) for s, kept in batch.results.items()])
+        if batch.events:
+            _INSERT_EVENT.write(connection, batch.events)
+        if batch.notes:
+            _INSERT_NOTE.write(connection, batch.notes)
+            for seq in {note[0] for note in batch.notes}:
+                connection.execute(
+                    "DELETE FROM note WHERE seq = ?1 AND rowid <= (SELECT rowid FROM note WHERE "
+                    "seq = ?1 ORDER BY rowid DESC LIMIT 1 OFFSET ?2)", (seq, KEPT_LINES)
+                )  # fmt: skip
+
+    def load(self, seqs: Sequence[int]) -> list[Job]:
+        connection = self._open_writer()
+        marks = ", ".join("?" * len(seqs))
+        columns = ", ".join(f"task.{name}" for name in TASK_COLUMNS)
+        rows = connection.execute(
+            f"SELECT {columns}, call.fn, call.args FROM task JOIN call USING (seq) "
+            f"WHERE task.seq IN ({marks}) ORDER BY task.seq", list(seqs)
+        ).fetchall()  # fmt: skip
+        parents: dict[int, list[str]] = {}
+        for child, parent in connection.execute(
+            "SELECT dep.child, task.id FROM dep JOIN task ON task.seq = dep.parent "
+            f"WHERE dep.child IN ({marks}) ORDER BY dep.child, dep.position", list(seqs)
+        ):  # fmt: skip
+            parents.setdefault(child, []).append(parent)
+        return [_job_of(row, parents.get(row[0], ())) for row in rows]
+
+    def known(self, ids: Sequence[str]) -> dict[str, tuple[int, str, bytes | None]]:
+        connection = self._open_writer()
+        found = {}
+        for part in _parts(ids, 500):
+            marks = ", ".join("?" * len(part))
+            for task_id, *rest in connection.execute(
+                f"SELECT id, seq, state, digest FROM task WHERE id IN ({marks})", part
+            ):
+                found[task_id] = (rest[0], rest[1], rest[2])
+        return found
+
+    def with_key(self, key: str) -> tuple[str, bytes | None] | None:
+        row = (
+            self._open_writer()
+            .execute("SELECT id, digest FROM task WHERE idem_key = ?", (key,))
+            .fetchone()
+        )
+        return None if row is None else (row[0], row[1])
+
+    def results(self, seqs: Sequence[int]) -> dict[int, bytes]:
+        connection = self._open_writer()
+        found: dict[int, bytes] = {}
+        for part in _parts(seqs, 500):
+            marks = ", ".join("?" * len(part))
+            found.update(
+                connection.execute(f"SELECT seq, value FROM result WHERE seq IN ({marks})", part)
+            )
+        return found
+
+    def unfinished(self) -> list[str]:
+        rows = self._open_writer().execute(f"SELECT id FROM task WHERE state IN {_LIVE}")
+        return [task_id for (task_id,) in rows]
+
+    def cleanup(self, before: float, states: Sequence[str], limit: int) -> dict[str, int]:
+        connection = self._open_writer()
+        marks = ", ".join("?" * len(states))
+        rows = connection.execute(
+            f"SELECT seq, state FROM task WHERE state IN ({marks}) AND finished < ? "
+            "AND NOT EXISTS (SELECT 1 FROM dep JOIN task AS young ON young.seq = dep.child "
+            f"WHERE dep.parent = task.seq AND young.state IN {_LIVE}) LIMIT ?",
+            [*states, before, limit],
+        ).fetchall()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for part in _parts([seq for seq, _ in rows], 500):
+                marks = ", ".join("?" * len(part))
+                for table in ("task", "call", "result", "event", "note"):
+                    connection.execute(f"DELETE FROM {table} WHERE seq IN ({marks})", part)
+                connection.execute(f"DELETE FROM dep WHERE child IN ({marks})", part)
+                connection.execute(f"DELETE FROM dep WHERE parent IN ({marks})", part)
+            connection.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+        counts: dict[str, int] = {}
+        for _, state in rows:
+            counts[state] = counts.get(state, 0) + 1
+        return counts
+
+    def expire(self, now: float) -> int:
+        return (
+            self._open_writer()
+            .execute(
+                "DELETE FROM result WHERE expires <= ? AND NOT EXISTS (SELECT 1 FROM dep JOIN task "
+                f"ON task.seq = dep.child WHERE dep.parent = result.seq AND task.state IN {_LIVE})",
+                (now,),
+            )
+            .rowcount
+        )
+
+    def close(self) -> None:
+        with self._reading:
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
+        if self._writer is not None:
+            with suppress(sqlite3.Error):
+                self._writer.close()
+            self._writer = None
+        if self._holder is not None:
+            if not self.lasting:
+                for suffix in ("", "-wal", "-shm"):
+                    with suppress(OSError):
+                        Path(f"{self.path}{suffix}").unlink()
+            self._holder.release(remove=not self.lasting)
+            self._holder = None
+
+    def _open_writer(self) -> sqlite3.Connection:
+        if self._writer is None:
+            raise StoreUnavailable(f"The database {self.path.name} is closed.")
+        return self._writer
+
+    # --- any thread ---
+
+    def find(self, task_id: str) -> dict[str, Any] | None:
+        with self._read() as connection:
+            row = connection.execute("SELECT * FROM task WHERE id = ?", (task_id,)).fetchone()
+            if row is None:
+                return None
+            parents = connection.execute(
+                "SELECT task.id FROM dep JOIN task ON task.seq = dep.parent WHERE dep.child = ? "
+                "ORDER BY dep.position", (row["seq"],)
+            ).fetchall()  # fmt: skip
+            return {**row, "dependencies": [parent for (parent,) in map(tuple, parents)]}
+
+    def page(self, wanted: Filter) -> list[dict[str, Any]]:
+        clauses, values = ["1"], list[Any]()
+        if wanted.states:
+            clauses.append(f"state IN ({', '.join('?' * len(wanted.states))})")
+            values += wanted.states
+        for column, value in (("name", wanted.name), ("priority", wanted.priority)):
+            if value is not None:
+                clauses.append(f"{column} = ?")
+                values.append(value)
+        if wanted.text:
+            clauses.append(
+                "(instr(id, ?) OR instr(name, ?) OR instr(coalesce(error, ''), ?) "
+                "OR instr(coalesce(idem_key, ''), ?))"
+            )
+            values += [wanted.text] * 4
+        if wanted.before is not None:
+            clauses.append("seq < ?")
+            values.append(wanted.before)
+        with self._read() as connection:
+            rows = connection.execute(
+                f"SELECT * FROM task WHERE {' AND '.join(clauses)} ORDER BY seq DESC LIMIT ?",
+                [*values, wanted.limit],
+            ).fetchall()
+            return [dict(row) for row in rows]
+
+    def result(self, seq: int) -> bytes | None:
+        with self._read() as connection:
+            row = connection.execute("SELECT value FROM result WHERE seq = ?", (seq,)).fetchone()
+            return None if row is None else bytes(row[0])
+
+    def events(self, after: int, limit: int) -> list[dict[str, Any]]:
+        with self._read() as connection:
+            return [
+                dict(row)
+                for row in connection.execute(
+                    "SELECT event.*, task.id, task.name FROM event JOIN task USING (seq) "
+                    "WHERE eid > ? ORDER BY eid LIMIT ?", (after, limit)
+                )
+            ]  # fmt: skip
+
+    def history(self, seq: int) -> list[dict[str, Any]]:
+        with self._read() as connection:
+            return [
+                dict(row)
+                for row in connection.execute(
+                    "SELECT * FROM event WHERE seq = ? ORDER BY eid", (seq,)
+                )
+            ]
+
+    def last_event(self) -> int:
+        with self._read() as connection:
+            return int(connection.execute("SELECT coalesce(max(eid), 0) FROM event").fetchone()[0])
+
+    def notes(self, seq: int) -> list[dict[str, Any]]:
+        with self._read() as connection:
+            return [
+                dict(row)
+                for row in connection.execute(
+                    "SELECT ts, line FROM note WHERE seq = ? ORDER BY rowid", (seq,)
+                )
+            ]
+
+    def graph(self, seq: int, limit: int) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+        with self._read() as connection:
+            connected = (
+                "WITH RECURSIVE up(seq) AS (SELECT ?1 UNION SELECT dep.parent FROM dep JOIN up "
+                "ON dep.child = up.seq LIMIT ?2), down(seq) AS (SELECT ?1 UNION SELECT dep.child "
+                "FROM dep JOIN down ON dep.parent = down.seq LIMIT ?2), near(seq) AS (SELECT seq "
+                "FROM up UNION SELECT seq FROM down) "
+            )
+            nodes = connection.execute(
+                connected + "SELECT task.id, task.name, task.state FROM near JOIN task USING (seq) "
+                "ORDER BY seq LIMIT ?2", (seq, limit)
+            ).fetchall()  # fmt: skip
+            edges = connection.execute(
+                connected + "SELECT mother.id, young.id FROM dep JOIN task AS mother ON "
+                "mother.seq = dep.parent JOIN task AS young ON young.seq = dep.child WHERE "
+                "dep.parent IN (SELECT seq FROM near) AND dep.child IN (SELECT seq FROM near) "
+                "ORDER BY dep.child, dep.position LIMIT 10 * ?2", (seq, limit)
+            ).fetchall()  # fmt: skip
+            return [dict(node) for node in nodes], [(a, b) for a, b in map(tuple, edges)]
+
+    def counts(self) -> dict[str, int]:
+        with self._read() as connection:
+            return _count(connection)
+
+    @contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        with self._reading:
+            if self._reader is None:
+                self._reader = reader(self.path)
+            try:
+                yield self._reader
+            except sqlite3.Error as error:
+                raise StoreUnavailable(f"The stored tasks cannot be read: {error}.") from error
+
+
+def reader(path: Path) -> sqlite3.Connection:
+    """A connection that can only read; the scheduler may run meanwhile."""
+    try:
+        connection = sqlite3.connect(
+            f"file:{path.absolute().as_posix().replace('?', '%3f').replace('#', '%23')}?mode=ro",
+            uri=True, isolation_level=None, check_same_thread=False,
+        )  # fmt: skip
+        connection.execute("PRAGMA busy_timeout = 5000")
+        connection.execute("SELECT 1 FROM task LIMIT 1")
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"{path} cannot be read as a database of tasks: {error}.") from error
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """What is created is for this user only: the calls in it are code."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _count(connection: sqlite3.Connection) -> dict[str, int]:
+    rows = connection.execute("SELECT state, count(*) FROM task GROUP BY state")
+    return dict(map(tuple, rows))
+
+
+def _parts(values: Sequence[Any], size: int) -> Iterable[list[Any]]:
+    for start in range(0, len(values), size):
+        yield list(values[start : start + size])
+
+
+def _task_row(job: Job) -> tuple[Any, ...]:
+    return (
+        job.seq, job.id, job.name, job.kind, job.priority, job.state, job.created, job.since,
+        job.run_at, job.started, job.finished, job.timeout,
+        None if job.retry is None else json.dumps(asdict(job.retry)),
+        job.run, job.attempts, job.crashes, job.positionally, job.idem_key, job.digest, job.error,
+        job.progress,
+    )  # fmt: skip
+
+
+def _change_row(job: Job) -> tuple[Any, ...]:
+    return (
+        job.seq, job.stored, job.state, job.since, job.run_at, job.started, job.finished, job.run,
+        job.attempts, job.crashes, job.error, job.progress,
+    )  # fmt: skip
+
+
+def _job_of(row: Sequence[Any], parents: Sequence[str]) -> Job:
+    values = dict(zip(TASK_COLUMNS, row, strict=False))
+    job = Job(values["id"], values["name"], values["kind"], row[-2], row[-1])
+    for name in TASK_COLUMNS:
+        if name not in ("id", "name", "kind", "retry", "positionally"):
+            setattr(job, name, values[name])
+    job.positionally = bool(values["positionally"])
+    job.retry = None if values["retry"] is None else RetryPolicy(**json.loads(values["retry"]))
+    job.stored = job.state
+    job.parents = tuple(parents)
+    return job
