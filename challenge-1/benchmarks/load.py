@@ -122,6 +122,7 @@ async def run(
     return {
         "per_second": len(ordered) / took,
         "statuses": load.statuses,
+        "latencies": ordered,
         "p50_ms": ordered[len(ordered) // 2] * 1000,
         "p99_ms": ordered[int(len(ordered) * 0.99)] * 1000,
     }
@@ -158,15 +159,8 @@ if __name__ == "__main__":
         if arguments.url.endswith("/webhook")
         else lambda number: event_body(number, stamp)
     )
-    print(
-        json.dumps(
-            uvloop.run(
-                run(
-                    arguments.url,
-                    body,
-                    connections=arguments.connections,
-                    requests=arguments.requests,
-                )
-            )
-        )
+    found = uvloop.run(
+        run(arguments.url, body, connections=arguments.connections, requests=arguments.requests)
     )
+    del found["latencies"]
+    print(json.dumps(found))

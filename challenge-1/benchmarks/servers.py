@@ -23,7 +23,8 @@ PIECE_BYTES = 64 * 1024
 # What decides about speed is what the code does by itself, not what this shell has set.
 OWN_VARIABLES = {
     "QUEUE_MAXSIZE", "WINDOW_SECS", "DB_PATH", "QUEUE_DIR", "PORT", "LOG_LEVEL", "MAX_EVENT_BYTES",
-    "BACKLOG_MAX_BYTES", "DEDUPE_KEYS", "PARSER", "API_KEY",
+    "BACKLOG_MAX_BYTES", "DEDUPE_KEYS", "PARSER", "API_KEY", "MAX_FUTURE_SECONDS", "MAX_KEYS",
+    "QUEUE_RETAIN_DAYS", "QUEUE_MAX_BYTES", "WEBHOOK_SECRET",
 }  # fmt: skip
 
 
@@ -107,10 +108,14 @@ class Server:
 
     def upload(self, path: str, body: bytes, content_type: str) -> int:
         """Stream a body in chunks; return how many events were accepted."""
+        return self.upload_pieces(path, pieces(body), content_type)
+
+    def upload_pieces(self, path: str, body: Iterator[bytes], content_type: str) -> int:
+        """Stream pieces as chunks; return how many events were accepted."""
         headers = {"Content-Type": content_type, "Transfer-Encoding": "chunked"}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         try:
-            connection.request("POST", path, pieces(body), headers, encode_chunked=True)
+            connection.request("POST", path, body, headers, encode_chunked=True)
             answer = connection.getresponse()
             text = answer.read()
         finally:

@@ -113,7 +113,7 @@ def make_shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
     """Servers of a module with an environment of their own."""
     servers: list[Server] = []
 
-    def make(**environment: str) -> Server:
+    def make(**environment: Any) -> Server:
         servers.append(Server(tmp_path_factory.mktemp("shared")).start(**environment))
         return servers[-1]
 

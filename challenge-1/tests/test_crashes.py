@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,31 +95,39 @@ def test_killed_while_segments_rotate_and_checkpoints_drop_them(
         "runpy.run_module('uvicorn', run_name='__main__')"
     )
     command = [sys.executable, "-c", small, str(FOLDER)]
-    environment = {"QUEUE_MAX_BYTES": "1048576"}
+    environment = {"QUEUE_RETAIN_DAYS": "0.000001"}
     server.start(command=command, **environment)
     chance = random.Random(3)
+    ending = threading.Event()
     sent = 0
-    for _ in range(8):
-        until = time.monotonic() + chance.uniform(0.1, 0.4)
-        with contextlib.suppress(httpx2.TransportError), server.client() as client:
-            while time.monotonic() < until:
-                batch = events(sent, 50)
-                body = "\n".join(
-                    json.dumps({"event_id": str(e["id"]), "source": e["k"], "event_type": "t",
-                                "data": {"v": e["v"]}, "timestamp": e["t"]})
-                    for e in batch
-                )  # fmt: skip
-                answer = client.post("/webhook/batch", content=body,
-                                     headers={"content-type": "text/plain"})  # fmt: skip
+
+    def produce() -> None:
+        nonlocal sent
+        while not ending.is_set():
+            body = "\n".join(
+                json.dumps({"event_id": str(e["id"]), "source": e["k"], "event_type": "t",
+                            "data": {"v": e["v"]}, "timestamp": e["t"]})
+                for e in events(sent, 50)
+            )  # fmt: skip
+            with contextlib.suppress(httpx2.TransportError):
+                answer = server.post("/webhook/batch", body, content_type="text/plain")
                 assert answer.status_code == 202
                 sent += 50
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    for _ in range(8):
+        time.sleep(chance.uniform(0.1, 0.4))
         server.kill()
         server.start(command=command, **environment)
+    ending.set()
+    producer.join(30)
     segments = list((server.data / "message_queue" / "ingest").glob("*.seg"))
     server.post("/webhook?wait=applied", json.dumps(
         {"data": {"category": "end", "value": 0, "quantity": 0, "ts": T0}}).encode())  # fmt: skip
 
-    counted, cursor = 0, {}
+    counted = 0
+    cursor: dict[str, str] = {}
     while True:
         page = server.get("/aggregates", pipeline="events", limit=1000, **cursor)
         counted += sum(row["values"]["count"] for row in page["items"])
@@ -127,7 +136,7 @@ def test_killed_while_segments_rotate_and_checkpoints_drop_them(
         cursor = {"cursor": page["next"]}
     assert counted == 6 * sent
     assert server.get("/stats")["queue"]["first"] > 0
-    assert sum(path.stat().st_size for path in segments) < 1_500_000
+    assert len(segments) < 10
 
 
 def test_a_pipeline_is_put_and_deleted_durably(make_server: Callable[[], Any]) -> None:
@@ -201,13 +210,11 @@ def test_a_disk_that_fills_up_while_a_segment_begins_refuses_and_resumes(tmp_pat
         os.open = full  # type: ignore[assignment]
         try:
             for number in range(200):
-                refusing[0] = number % 7 in (3, 4)
+                refusing[0] = number % 20 < 10
                 payload = b"%d" % number * 20
-                try:
+                with contextlib.suppress(QueueRefused):
                     await queue.submit(1, payload)
                     kept.append(payload)
-                except QueueRefused as refused:
-                    assert refused.full
         finally:
             os.open = real
         assert queue.statistics().refusals > 5
