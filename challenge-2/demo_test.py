@@ -101,8 +101,9 @@ def test_the_same_without_await() -> None:
     with ResourceManager(enable_metrics=True) as rm:
         database: Any = rm.acquire_database()
         database.execute("CREATE TABLE t (a)")
-        with pytest.raises(ZeroDivisionError), database.transaction():
-            database.execute("INSERT INTO t VALUES (1 / ?)", (1 / 0,))
+        with contextlib.suppress(ZeroDivisionError), database.transaction():
+            database.execute("INSERT INTO t VALUES (1)")
+            _ = 1 / 0
         assert database.fetch("SELECT * FROM t") == []
     told("a transaction whose body failed left 0 rows")
 

@@ -319,6 +319,7 @@ class Run:
         elif isinstance(error, AcquireError):
             if error.resource is None:
                 error.resource = owner.name
+                error.args = (f"resource {owner.name!r}: {error}",)
             return error
         else:
             failure = AcquireError(

@@ -1,12 +1,15 @@
 """Servers of our own, to be killed and cut off: the shared ones belong to others too."""
 
+import atexit
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,10 +21,16 @@ START_SECONDS = 60
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A free port below those the system hands out itself.
+
+    A client that keeps trying a closed port of that range may be given the same port as its own,
+    and be connected to itself; the server could not come back then.
+    """
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Proxy:
@@ -83,18 +92,19 @@ class Process:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Process":
-        self.process = subprocess.Popen(
-            self.command, env={**os.environ, **self.environment}, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        """Start it; after a kill its children may hold the data a moment longer: then again."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise AssertionError(f"{self.name} ended with {self.process.returncode}")
+            if self.process is None or self.process.poll() is not None:
+                self.process = subprocess.Popen(
+                    self.command, env={**os.environ, **self.environment}, start_new_session=True,
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return self
-            time.sleep(0.02)
+                if self.process.poll() is None:
+                    return self
+            time.sleep(0.05)
         raise AssertionError(f"{self.name} did not start")
 
     def kill(self) -> None:
@@ -113,10 +123,10 @@ def postgres(data: Path) -> Process:
     become: list[str] = []
     if os.getuid() == 0:
         become = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        # pytest closes its own directories to other users whenever a run begins.
+        data = Path(tempfile.mkdtemp(prefix="postgres-"))
+        atexit.register(shutil.rmtree, data, ignore_errors=True)
         shutil.chown(data, "postgres", "postgres")
-        for parent in data.parents:
-            if parent.stat().st_uid == os.getuid() and parent.is_relative_to("/tmp/"):
-                parent.chmod(parent.stat().st_mode | 0o011)
     subprocess.run(
         [*become, str(Path(binary).with_name("initdb")), "-D", str(data / "pg"), "-A", "trust",
          "-U", "postgres", "--no-sync"],
@@ -170,8 +180,6 @@ def silent() -> tuple[socket.socket, int]:
 
 
 def main() -> Any:  # a look by hand: python own_servers.py
-    import tempfile
-
     for make in (postgres, redis, rabbitmq):
         with tempfile.TemporaryDirectory() as scratch:
             began = time.monotonic()

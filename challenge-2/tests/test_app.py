@@ -299,7 +299,7 @@ class TestAnalytics:
                 ): sample.value
                 for family in families
                 for sample in family.samples
-                if "le" not in sample.labels
+                if "le" not in sample.labels and sample.labels.get("kind") in ("database", "drill")
             }
 
         before = figures()
