@@ -262,7 +262,7 @@ class TestRefusals:
         server = make_server(MAX_RUNS="1")
         with server.client() as client:
             # More than all buffers between server and client hold.
-            upload(client, "long", [{"n": n, "pad": "x" * 500} for n in range(80_000)])
+            upload(client, "long", [{"n": n, "pad": "x" * 10_000} for n in range(4_000)])
             body = pipeline("long")
             with client.stream("POST", "/pipelines/stream", json=body) as stream:
                 pieces = stream.iter_raw(10)  # an iterator that is let go closes the answer
@@ -286,14 +286,14 @@ class TestStreams:
         assert [row["n"] for row in lines[:-1]] == list(range(1, 101))
 
     def test_it_arrives_progressively(self, client: Any) -> None:
-        upload(client, "long", [{"n": n, "pad": "x" * 500} for n in range(80_000)])
+        upload(client, "long", [{"n": n, "pad": "x" * 10_000} for n in range(4_000)])
         with client.stream("POST", "/pipelines/stream", json=pipeline("long")) as stream:
             lines = stream.iter_lines()
             assert json.loads(next(lines))["n"] == 0
             running = client.get("/metrics").text
             assert "lazy_running 1.0" in running
             rest = list(lines)
-        assert json.loads(rest[-1]) == {"end": True, "count": 80_000}
+        assert json.loads(rest[-1]) == {"end": True, "count": 4_000}
 
     def test_an_error_on_the_way_is_the_last_line(self, make_server: Callable[..., Any]) -> None:
         server = make_server(STREAM_SECONDS="0.3")
