@@ -4,6 +4,7 @@ Every run has a budget of time and happens in a thread, so that the event loop n
 Run it with `uvicorn app:app`, or with `python app.py` on PORT.
 """
 
+import asyncio
 import json
 import math
 import threading
@@ -284,14 +285,34 @@ def json_page(items: list[Any], **members: Any) -> Response:
     return Response(body, media_type="application/json")
 
 
+@asynccontextmanager
+async def ending_with_the_client(request: Request, budget: Budget) -> AsyncIterator[None]:
+    """End the budget when the client leaves before there is an answer."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        budget.left.set()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+
+
 async def run_bounded(
-    service: Service, pipeline: Pipeline, work: Callable[[LazyCollection[Any]], T]
+    request: Request, pipeline: Pipeline, work: Callable[[LazyCollection[Any]], T]
 ) -> T:
-    """Build and run a pipeline in a thread, within its time."""
+    """Build and run a pipeline in a thread, within its time, for as long as somebody waits."""
+    service = service_of(request)
     budget = Budget(settings.run_seconds)
     with service.run():
         try:
-            result = await service.in_thread(lambda: work(build(service, pipeline, budget)), budget)
+            async with ending_with_the_client(request, budget):
+                result = await service.in_thread(
+                    lambda: work(build(service, pipeline, budget)), budget
+                )
         except Exception as error:
             # The boundary: a pipeline may fail in any way, and its sender is told in one shape.
             service.runs["failed"] += 1
@@ -321,7 +342,7 @@ async def run_pipeline(
         service.rows += min(limit, len(items))
         return json_page(items[:limit], has_next=len(items) > limit)
 
-    return await run_bounded(service, pipeline, work)
+    return await run_bounded(request, pipeline, work)
 
 
 @app.post(
@@ -346,7 +367,7 @@ async def explain_pipeline(
             counts=plan.counts[: len(chain.ops) + 1],
         )  # fmt: skip
 
-    return await run_bounded(service_of(request), pipeline, work)
+    return await run_bounded(request, pipeline, work)
 
 
 # --- streaming --------------------------------------------------------------------------------
@@ -435,7 +456,8 @@ async def stream_pipeline(request: Request, pipeline: Pipeline) -> StreamingResp
     try:
         stream = await service.in_thread(lambda: RowStream(service, pipeline, budget))
         # What fails at once is answered with its status, before the headers.
-        first, more = await _piece(service, stream)
+        async with ending_with_the_client(request, budget):
+            first, more = await _piece(service, stream)
         _raise_first_problem(first, failed=not more and budget.left.is_set())
     except BaseException as error:
         service.runs["failed"] += 1
@@ -549,7 +571,7 @@ async def pipeline_rows(
         answer.headers["Link"] = ", ".join(links)
         return answer
 
-    return await run_bounded(service, pipeline, work)
+    return await run_bounded(request, pipeline, work)
 
 
 def next_page(

@@ -261,9 +261,12 @@ class TestRefusals:
     def test_places_for_runs_are_bounded(self, make_server: Callable[..., Any]) -> None:
         server = make_server(MAX_RUNS="1")
         with server.client() as client:
-            body = pipeline("airports")
+            # More than all buffers between server and client hold.
+            upload(client, "long", [{"n": n, "pad": "x" * 10_000} for n in range(4_000)])
+            body = pipeline("long")
             with client.stream("POST", "/pipelines/stream", json=body) as stream:
-                next(stream.iter_raw(10))
+                pieces = stream.iter_raw(10)  # an iterator that is let go closes the answer
+                next(pieces)
                 refused = client.post("/pipelines/run", json=body)
                 assert refused.status_code == 429
                 assert refused.headers["retry-after"] == "1"
@@ -283,14 +286,14 @@ class TestStreams:
         assert [row["n"] for row in lines[:-1]] == list(range(1, 101))
 
     def test_it_arrives_progressively(self, client: Any) -> None:
-        upload(client, "long", [{"n": n, "pad": "x" * 300} for n in range(40_000)])
+        upload(client, "long", [{"n": n, "pad": "x" * 10_000} for n in range(4_000)])
         with client.stream("POST", "/pipelines/stream", json=pipeline("long")) as stream:
             lines = stream.iter_lines()
             assert json.loads(next(lines))["n"] == 0
             running = client.get("/metrics").text
             assert "lazy_running 1.0" in running
             rest = list(lines)
-        assert json.loads(rest[-1]) == {"end": True, "count": 40_000}
+        assert json.loads(rest[-1]) == {"end": True, "count": 4_000}
 
     def test_an_error_on_the_way_is_the_last_line(self, make_server: Callable[..., Any]) -> None:
         server = make_server(STREAM_SECONDS="0.3")

@@ -493,11 +493,10 @@ class TestConnections:
         with pytest.raises(ValueError, match="JSON"):
             table.collect()
 
+    @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
     def test_a_killed_server_is_an_error_and_the_next_reading_works(
         self, database: Database
     ) -> None:
-        if database.kind != "postgresql":
-            pytest.skip("a file has no server")
         import psycopg
 
         table = database.table("many", "id integer PRIMARY KEY", [(n,) for n in range(500)])
