@@ -461,7 +461,7 @@ class TestShutdown:
         marker.touch()
         after = make_scheduler(store=scheduler.store.path).run()
 
-        assert took < 0.5
+        assert took < 2  # loaded machines included
         assert [after.handle(each.id).result(10) for each in handles] == [str(marker)] * 5
         assert after.get_task_status(handles[0].id)["attempts"] == 1
 
