@@ -31,7 +31,7 @@ SHOWN = ("failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "war
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Run here when one folder is meant, else start one pytest for each."""
     option = config.option
-    if option.help or option.version or option.markers or option.cacheshow:
+    if option.help or option.version or option.markers or getattr(option, "cacheshow", False):
         return None
     folders = _by_folder(config)
     if len(folders) > 1:
