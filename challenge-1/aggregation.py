@@ -28,7 +28,7 @@ MICROSECOND: Final = dt.timedelta(microseconds=1)
 
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
 Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
-Moment = Annotated[dt.datetime, Meta(tz=True)] | float
+Moment = Annotated[dt.datetime, Meta(tz=True)] | int | float
 
 
 def micros(moment: dt.datetime | float) -> int:

@@ -245,7 +245,7 @@ class Depths:
         """Whether short records open too few brackets for one of them to be deep."""
         if len(text) > MAX_DEPTH * 3 * records:
             return False
-        opened = text.count(b"{") + text.count(b"[")
+        opened = text.count(b"{") + (text.count(b"[") if b"[" in text else 0)
         return opened - self._levels * records <= MAX_DEPTH - self._levels
 
     def in_lines(self, body: bytes, lines: int) -> bool:

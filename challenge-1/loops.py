@@ -155,14 +155,17 @@ class _Loop:
                      "    next_close = clock.next_close"]  # fmt: skip
         if windowed:
             code.append("    low = high = 0")
+            code += [] if self.by_source else ["    last = None"]
         else:
             code += ["    i = 0", "    get = data.setdefault(0, {}).get"]
         body = [*self.begin(), *self.reads]
         if self.by_source:
             body += [f"s = {self.source}", "clock = windows.clocks.get(s) or windows.clock(s)"]
-        if windowed:
-            body += self._find_pane(pane)
-            body += self._advance()
+        if windowed and self.by_source:
+            body += [*self._find_pane(pane), *self._advance()]
+        elif windowed:  # an event of the same moment as its neighbour goes where that went
+            inner = [*self._find_pane(pane), *self._advance()]
+            body += ["if t != last:", "    last = t", *(f"    {line}" for line in inner)]
         body += [
             f"row = get({self.key})",
             "if row is None:",
@@ -183,6 +186,7 @@ class _Loop:
 
     def _find_pane(self, pane: int) -> list[str]:
         closed = " or i < clock.open_from" if self.by_source else ""
+        again = "" if self.by_source else "; last = None"
         return [
             f"if t < low or t >= high{closed}:",
             f"    i = t // {pane}",
@@ -190,10 +194,10 @@ class _Loop:
             *([] if self.by_source else ["        clock.latest = latest"]),
             f"        i = judge(windows, clock, i, {self.key}, late)",
             "        if i is None:",
-            "            low = high = i = 0",
+            f"            low = high = i = 0{again}",
             "            dropped.append(event)",
             "            continue",
-            "        low = high = 0",
+            f"        low = high = 0{again}",
             "    else:",
             f"        low = i * {pane}",
             f"        high = low + {pane}",
@@ -210,7 +214,7 @@ class _Loop:
             "if t > latest:", "    latest = t", "    if t >= next_close:",
             "        clock.latest = t", "        windows.passed(clock, '')",
             "        next_close = clock.next_close",
-            "        if type(i) is int and i < clock.open_from: low = high = 0",
+            "        if type(i) is int and i < clock.open_from: low = high = 0; last = None",
         ]  # fmt: skip
 
     def sessions(self) -> list[str]:
@@ -257,15 +261,20 @@ def normalise_source(
     if time is None:
         code.append("        t = NO_TIME")
     else:
-        code.append(f"        m = {time.place}")
+        code[2:2] = ["    last, t = NO_TIME, NO_TIME"]
         code += [
-            "        if type(m) is float and 0.0 <= m <= 9e9:",
-            "            t = int(m * 1000000.0 + 0.5)",
+            f"        m = {time.place}",
+            "        if m != last:",  # neighbours are often of the same second
+            "            if type(m) is int and 0 <= m <= 9000000000:",
+            "                t = m * 1000000",
+            "            elif type(m) is float and 0.0 <= m <= 9e9:",
+            "                t = int(m * 1000000.0 + 0.5)",
         ]
         if not strict:
-            code += ["        elif m is UNSET or m is None:", "            t = NO_TIME"]
-        code += ["        else:", "            t = micros(m)",
-                 "        if t > horizon:", "            raise too_early()"]  # fmt: skip
+            code += ["            elif m is UNSET or m is None:", "                t = NO_TIME"]
+        code += ["            else:", "                t = micros(m)",
+                 "            if t > horizon:", "                raise too_early()",
+                 "            last = m"]  # fmt: skip
     tests: list[str] = []
     for leaf in leaves.values():
         for condition in leaf.conditions:

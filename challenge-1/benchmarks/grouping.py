@@ -32,6 +32,7 @@ sys.path[:0] = [str(FOLDER), str(FOLDER / "benchmarks")]
 
 from report import Row, table  # noqa: E402  (found by the line above)
 
+from applier import FOLD_EVENTS  # noqa: E402
 from builtin import webhook  # noqa: E402
 from decoding import Decoder  # noqa: E402
 from parsing import Form, Reader  # noqa: E402
@@ -116,23 +117,29 @@ def ours(projection: Projection, path: Path, form: Form) -> Groups:
     reader = Reader(Decoder(projection), form, max_event_bytes=1024 * 1024)
     windows = Windows(projection.window, lambda _: None)
     groups: dict[Any, Any] = {}
+    waiting: list[Any] = []
 
-    def take(blocks: Iterator[Any]) -> None:
-        for block in blocks:
-            for delta in projection.fold(block.events, windows).deltas:
-                key = (delta.group[0], delta.window_start // 10_000_000)
-                known = groups.get(key)
-                if known is None:
-                    groups[key] = [delta.count, delta.measures]
-                    continue
-                known[0] += delta.count
-                for name, part in delta.measures.items():
-                    known[1][name] = known[1][name].plus(part)
+    def fold() -> None:
+        for delta in projection.fold(waiting, windows).deltas:
+            key = (delta.group[0], delta.window_start // 10_000_000)
+            known = groups.get(key)
+            if known is None:
+                groups[key] = [delta.count, delta.measures]
+                continue
+            known[0] += delta.count
+            for name, part in delta.measures.items():
+                known[1][name] = known[1][name].plus(part)
+        waiting.clear()
 
     with path.open("rb") as file:
         while data := file.read(READ_BYTES):
-            take(reader.feed(data))
-    take(reader.finish())
+            for block in reader.feed(data):
+                waiting += block.events
+                if len(waiting) >= FOLD_EVENTS:
+                    fold()
+    for block in reader.finish():
+        waiting += block.events
+    fold()
     return {
         key: (count, m["value"].total + m["value"].rest, m["quantity"].total)
         for key, (count, m) in groups.items()
