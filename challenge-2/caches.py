@@ -61,6 +61,8 @@ class Cache(Connection):
         value = await self.get(key, MISSING)
         if value is not MISSING:
             return value
+        while key in self._loading and self._loading[key][0].cancelling():
+            await asyncio.wait({self._loading[key][0]})  # given up by others: not to be joined
         if key not in self._loading:
             task = asyncio.create_task(self._load(key, load, ttl))
             self._loading[key] = (task, [0])

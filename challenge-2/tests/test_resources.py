@@ -324,23 +324,32 @@ class TestCache:
         self, cache: Any
     ) -> None:
         ended = []
+        gate = asyncio.Event()
 
         async def load() -> int:
             try:
-                await asyncio.sleep(0.05)
+                await gate.wait()
             except asyncio.CancelledError:
                 ended.append("cancelled")
                 raise
             return 1
 
+        async def waited_for(key: str, count: int) -> None:
+            while key not in cache._loading or cache._loading[key][1] != [count]:
+                await asyncio.sleep(0.001)
+
         key = cache.prefix + "h"
         first = asyncio.create_task(cache.get_or_load(key, load))
         second = asyncio.create_task(cache.get_or_load(key, load))
-        await asyncio.sleep(0.01)
+        await waited_for(key, 2)
         first.cancel()
+        await asyncio.wait({first})
+        gate.set()
         assert await second == 1
+        gate.clear()
         third = asyncio.create_task(cache.get_or_load(key + "h", load))
-        await asyncio.sleep(0.01)
+        await waited_for(key + "h", 1)
+        await asyncio.sleep(0)  # the load has begun
         third.cancel()
         with pytest.raises(asyncio.CancelledError):
             await third

@@ -25,7 +25,8 @@ def run(*command: str) -> str:
 
 
 @pytest.mark.unit
-def test_the_python_examples_run() -> None:
+def test_the_python_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAZY_INLINE", "1")  # also while coverage traces
     assert blocks("python")
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
