@@ -39,6 +39,9 @@ def test_killed_at_random_moments_nothing_acknowledged_is_lost_or_done_twice(
     for number in range(1, rounds + 1):
         process = start(database, ledger, runs, durability)
         soon(lambda n=number: ledger.exists() and ledger.read_text().count("U\n") == n, 30)
+        if number % 2:  # every other round dies only after results were seen, however slow it is
+            known = ledger.read_text().count("R ")
+            soon(lambda n=known: ledger.read_text().count("R ") > n + 2, 30)
         time.sleep(chance.uniform(0, 0.25))  # the random moment is what is tested
         process.kill()
         process.wait()
@@ -119,7 +122,8 @@ def test_a_second_scheduler_on_the_file_is_refused_naming_the_holder(
     assert handle.result(10) == 2
     first.shutdown()
     process = start(path, tmp_path / "ledger", tmp_path / "runs")
-    soon(lambda: (tmp_path / "ledger").exists(), 30)
+    ledger = tmp_path / "ledger"
+    soon(lambda: ledger.exists() and ledger.read_text(), 30)  # its first line: it has the file
     with pytest.raises(StoreLocked, match=f"process {process.pid}"):
         make_scheduler(store=path).run()
     process.send_signal(signal.SIGKILL)
