@@ -1,6 +1,6 @@
 """Shows what the folders can do, with figures: one mode per ability, all when none is named.
 
-    python demo.py [--mode etl|webhook|performance|fetch|…] [--quick] [--json] [--seed N]
+    python demo.py [--mode etl|webhook|performance|pipelines|queue|…] [--quick] [--json] [--seed N]
 
 A mode is a row of MODES: its name and the folder whose `showcase.py` knows it. Each runs in a
 process of its own (all folders have modules called `app` and `utils`) in an empty directory that
@@ -33,6 +33,8 @@ MODES = {
     "lazy": "challenge-4",
     "resources": "challenge-2",
     "scheduler": "challenge-5",
+    "pipelines": "challenge-1",
+    "queue": "challenge-1",
 }
 MODE_SECONDS = 120  # a mode that takes longer is ended and counts as failed
 

@@ -95,8 +95,8 @@ def measure(values: Sequence[float], *, extremes: bool = True) -> Measure:
 class Delta:
     """What one batch adds to one window of one group.
 
-    `samples` and `values` are for sketches, in the order of the log. `replaces` are the starts of
-    the stored sessions that this one has grown out of; None where windows do not move.
+    `samples` and `values` are for sketches, in the order of the log. Where windows move (sessions),
+    `steps` tell what the row is made of: stored rows, what is added, sessions that are joined.
     """
 
     window_start: int  # microseconds since the epoch, like window_end
@@ -109,7 +109,10 @@ class Delta:
     samples: dict[str, list[float]] = field(default_factory=dict)
     values: dict[str, list[Any]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    replaces: list[int] | None = None
+    steps: "list[Step] | None" = None
+
+
+Step = tuple[str, Any]  # ("load", start), ("add", Delta) or ("join", steps of the other)
 
 
 class State(Struct, array_like=True):
@@ -275,18 +278,58 @@ def sessions_folded(
     """What a batch adds to the sessions it touched; those that were joined go with the others."""
     folded = Folded([], dropped=dropped)
     for group, session in touched:
-        if session.columns is None:
+        if session.joined:
             continue
-        summary = summarise(tuple(column.append for column in session.columns))
+        steps = _steps(session, group, session.close_columns(), summarise)
         folded.deltas.append(
-            Delta(
-                session.start, session.end, group, session.source, summary.count, session.late,
-                summary.measures, summary.samples, summary.values, summary.counts, session.stored,
-            )
-        )  # fmt: skip
+            Delta(session.start, session.end, group, session.source, 0, session.late, steps=steps)
+        )
         folded.revised += session.late
-        session.columns, session.late, session.stored = None, 0, [session.start]
+        session.late, session.past = 0, [("load", session.start)]
     return folded
+
+
+def _steps(
+    session: Session,
+    group: Group,
+    past: list[tuple[str, Any]],
+    summarise: Callable[[Any], Summary],
+) -> list[Step]:
+    steps: list[Step] = []
+    for kind, what in past:
+        if kind == "add":
+            summary = summarise(tuple(column.append for column in what))
+            what = Delta(
+                session.start, session.end, group, session.source, summary.count, 0,
+                summary.measures, summary.samples, summary.values, summary.counts,
+            )  # fmt: skip
+        elif kind == "join":
+            what = _steps(session, group, what, summarise)
+        steps.append((kind, what))
+    return steps
+
+
+def evolved(
+    steps: list[Step], load: Callable[[int], tuple[State, int, int]]
+) -> tuple[State, int, int]:
+    """The state, count and number of revisions a session comes to, step by step.
+
+    `load` takes the stored row with that start. The steps are those of the log, so the outcome is
+    the same whether a batch took one of them or all.
+    """
+    state, count, revisions = State(), 0, 0
+    for kind, what in steps:
+        if kind == "load":
+            state, count, revisions = load(what)
+        elif kind == "add":
+            state.add(what)
+            count += what.count
+        else:
+            other_state, other_count, other_revisions = evolved(what, load)
+            state.join(other_state)
+            count += other_count
+            revisions += other_revisions
+    return state, count, revisions
 
 
 def _add(delta: Delta, more: Summary) -> None:

@@ -446,11 +446,8 @@ async def replay_pipeline(
         builds = await run_in_threadpool(pipeline.store.builds)
         origin = next((b.begins for b in builds if b.name == name and not b.shadow), 0)
     await pipeline.rebuild(name, origin)
-    while wait and not request.app.state.stopping.is_set():
-        state = await run_in_threadpool(_rebuild_state, pipeline, name)
-        if state.state == "done":
-            return state
-        await until(request.app, _grown(pipeline), 0.5)
+    if wait:
+        await until(request.app, pipeline.rebuilt(name))
     return await run_in_threadpool(_rebuild_state, pipeline, name)
 
 
@@ -472,11 +469,6 @@ def _rebuild_state(pipeline: Pipeline, name: str) -> RebuildState:
         pipeline=name, state="running" if build.shadow else "done", origin=build.origin,
         position=build.progress, end=end, events=build.events, misfits=build.misfits,
     )  # fmt: skip
-
-
-async def _grown(pipeline: Pipeline) -> None:
-    if pipeline.grown is not None:
-        await pipeline.grown.wait()
 
 
 # --- results ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What this folder can do, as claims with figures: `python showcase.py etl|webhook|performance`.
+"""What this folder can do, as claims with figures: `python showcase.py etl|webhook|…`.
 
 Progress goes to stderr; stdout has one JSON object per claim, for the repository's `demo.py`. Data
 is kept in the current directory.
@@ -29,6 +29,7 @@ sys.path.insert(0, str(FOLDER / "benchmarks"))
 
 from load import run, webhook_body  # noqa: E402  (found by the line above)
 
+import pipelines_showcase  # noqa: E402
 import traffic_showcase  # noqa: E402
 from storage import AggregateQuery  # noqa: E402
 from utils import Pipeline  # noqa: E402
@@ -272,15 +273,27 @@ def performance(*, quick: bool, seed: int) -> None:
     claim("server memory afterwards", f"{memory:.0f} MB", memory <= 150)
 
 
+def pipelines(*, quick: bool, seed: int) -> None:
+    """Pipelines as data: windows of every kind, a replay, a bound on groups."""
+    pipelines_showcase.pipelines(say, claim, quick=quick, seed=seed)
+
+
+def queue(*, quick: bool, seed: int) -> None:
+    """The message queue: topics with named consumers, from Python alone."""
+    pipelines_showcase.queue(say, claim, quick=quick, seed=seed)
+
+
 def main() -> None:
     """Run one mode."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("mode", choices=("etl", "webhook", "performance", *traffic_showcase.MODES))
+    own = ("etl", "webhook", "performance", "pipelines", "queue")
+    parser.add_argument("mode", choices=(*own, *traffic_showcase.MODES))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()
     modes: dict[str, Callable[..., None]] = {
-        "etl": etl, "webhook": webhook, "performance": performance, **traffic_showcase.MODES,
+        "etl": etl, "webhook": webhook, "performance": performance,
+        "pipelines": pipelines, "queue": queue, **traffic_showcase.MODES,
     }  # fmt: skip
     modes[arguments.mode](quick=arguments.quick, seed=arguments.seed)
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from aggregation import Delta, State, text_of
+from aggregation import Delta, State, evolved, text_of
 from parsing import Rejected
 from storage import (
     KEPT_DEAD_LETTERS,
@@ -404,7 +404,7 @@ class SQLiteStore(SQLiteReader):
 
     def _add(self, build: int, pipeline: str, delta: Delta) -> None:
         execute = self._writer.execute
-        if delta.replaces is not None:
+        if delta.steps is not None:
             self._add_session(build, pipeline, delta)
             return
         group = group_text(delta.group)
@@ -448,18 +448,19 @@ class SQLiteStore(SQLiteReader):
     def _add_session(self, build: int, pipeline: str, delta: Delta) -> None:
         """Write a session in place of the stored ones it has grown out of."""
         group = group_text(delta.group)
-        state, count, revision = State(), delta.count, 1 + delta.late
-        for start in delta.replaces or ():
+
+        def load(start: int) -> tuple[State, int, int]:
             row = self._writer.execute(
                 "DELETE FROM windows WHERE build = ? AND group_key = ? AND window_start = ? "
-                "RETURNING count, revision, state",
+                "RETURNING state, count, revision",
                 (build, group, start),
             ).fetchone()
-            if row is not None:
-                state.join(_decode_state(row[2]))
-                count += row[0]
-                revision += row[1] - 1
-        state.add(delta)
+            if row is None:  # cleaned up meanwhile
+                return State(), 0, 0
+            return _decode_state(row[0]), row[1], row[2] - 1
+
+        state, count, revisions = evolved(delta.steps or [], load)
+        revision = 1 + revisions + delta.late
         self._insert(build, pipeline, delta, group, count, revision, state)
 
     def _close(self, build: int, source: str, watermark: int, changes: Changes) -> None:

@@ -429,6 +429,15 @@ class Pipeline:
         await self.applied(position)
         return position
 
+    async def rebuilt(self, name: str) -> None:
+        """Return once no rebuild of this pipeline is under way."""
+        while self._applier is not None:
+            grown = self.grown  # taken first, so that an end in between is not missed
+            builds = await asyncio.to_thread(self.store.builds)
+            if grown is None or not any(b.shadow and b.name == name for b in builds):
+                return
+            await grown.wait()
+
     # --- accepting ---
 
     def admit(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
 from math import gcd
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 MICROSECONDS: Final = 1_000_000
 BEGINNING: Final = -(2**62)  # of a source that has not spoken yet
@@ -136,14 +136,27 @@ class Clock:
 
 @dataclass(slots=True)
 class Session:
-    """A session that may still grow; `stored` are the starts of the rows it has in the store."""
+    """A session that may still grow.
+
+    `past` is how it came about, in the order of the log: ("load", the start of its row in the
+    store), ("add", columns of values), ("join", the past of a session that turned out to be the
+    same). `columns` takes the values of the events that come now.
+    """
 
     start: int
     end: int
     source: str
-    stored: list[int]
-    columns: tuple[list[object], ...] | None = None  # what this batch adds, set by the fold
+    past: list[tuple[str, Any]]
+    columns: tuple[list[Any], ...] | None = None
     late: int = 0
+    joined: bool = False  # it is part of another now
+
+    def close_columns(self) -> list[tuple[str, Any]]:
+        """Let the past reach up to now, and return it."""
+        if self.columns is not None:
+            self.past.append(("add", self.columns))
+            self.columns = None
+        return self.past
 
 
 Group = tuple[object, ...]
@@ -319,7 +332,10 @@ class Windows:
         held = self.sessions.get(group, [])
         if len(held) > 1:  # let go of those that can no longer change
             held[:] = [each for each in held if each.end + window.lateness > watermark]
-        joined = [each for each in held if each.start < end and start < each.end]
+        joined = sorted(
+            (each for each in held if each.start < end and start < each.end),
+            key=lambda each: each.start,
+        )
         for each in joined:
             start, end = min(start, each.start), max(end, each.end)
         expiry = end + window.lateness
@@ -336,10 +352,9 @@ class Windows:
         session = joined[0]
         session.late += any(each.end <= watermark for each in joined)
         for each in joined[1:]:
-            session.stored += each.stored
+            session.close_columns().append(("join", each.close_columns()))
             session.late += each.late
-            session.columns = _joined_columns(session.columns, each.columns)
-            each.columns = None
+            each.joined = True
             held.remove(each)
         session.start, session.end = start, end
         return group, session
@@ -356,7 +371,7 @@ class Windows:
             if expiry <= watermark:
                 continue
             if window.kind == "session":
-                session = Session(start, end, source, [start])
+                session = Session(start, end, source, [("load", start)])
                 self.sessions.setdefault(group, []).append(session)
             if is_other(group):
                 continue
@@ -377,13 +392,3 @@ def is_other(group: Group) -> bool:
 def other(parts: int) -> Group:
     """The group that takes what is beyond MAX_KEYS."""
     return (OTHER,) * max(parts, 1)
-
-
-def _joined_columns(
-    one: tuple[list[object], ...] | None, two: tuple[list[object], ...] | None
-) -> tuple[list[object], ...] | None:
-    if one is None or two is None:
-        return one or two
-    for mine, its in zip(one, two, strict=True):
-        mine += its
-    return one

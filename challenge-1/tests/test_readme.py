@@ -51,7 +51,7 @@ def test_the_benchmark_runs_and_prints_every_goal(needs: Any) -> None:
 
 
 @pytest.mark.performance
-@pytest.mark.parametrize("mode", ["etl", "webhook", "performance"])
+@pytest.mark.parametrize("mode", ["etl", "webhook", "performance", "pipelines", "queue"])
 def test_the_showcase_claims_hold(mode: str) -> None:
     done = subprocess.run(
         [sys.executable, str(FOLDER / "showcase.py"), mode, "--quick"],
