@@ -40,7 +40,7 @@ def spec(window: dict[str, Any], **changes: Any) -> Any:
 
 def documents(count: int, seed: int) -> list[dict[str, Any]]:
     """Airports with times of their own: nearly in order, some late, some much too late."""
-    chance = random.Random(seed)  # noqa: S311  (test data)
+    chance = random.Random(seed)
     airports = [a for a in airportsdata.load("ICAO").values() if a["country"]]
     chance.shuffle(airports)
     return [
