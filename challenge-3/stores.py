@@ -219,7 +219,9 @@ class SQLiteStore:
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             if self._path != ":memory:":
-                Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+                path = Path(self._path)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch(mode=0o600)  # for its owner alone; SQLite gives its helpers the same
             connection = sqlite3.connect(
                 self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )

@@ -180,6 +180,13 @@ class TestEveryStore:
 
 
 class TestSQLite:
+    def test_its_files_are_for_their_owner_alone(self, tmp_path: Path) -> None:
+        store = SQLiteStore(str(tmp_path / "registry.db"))
+        store.announce("n1", [record()])
+
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+        store.close()
+
     def test_a_process_that_has_ended_is_dead_at_once(self, tmp_path: Path) -> None:
         path = tmp_path / "registry.db"
         code = (
