@@ -41,7 +41,7 @@ def serve() -> Iterator[Callable[[Any], str]]:
     def start(application: Any) -> str:
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(application, log_level="error", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(application, log_config=None, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
