@@ -311,7 +311,7 @@ class TestMeaning:
             assert (mixed["accepted"], mixed["rejected"]) == (1, 1)
             late = {"data": {"category": "a", "value": 1, "quantity": 1, "ts": now + 3600}}
             assert client.post("/webhook?wait=applied", json=late).status_code == 422
-            send(client, "orders", order(5, now))
+            send(client, "orders", order(5, now + 31))
             letters = client.get("/dead-letters?code=future").json()["items"]
             assert len(letters) == 3
             assert client.get("/stats").json()["late"] == 0
