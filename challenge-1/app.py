@@ -53,6 +53,7 @@ from results import item_of
 from routes import IngestRoutes, StreamingPaths, problem_of, until
 from settings import Settings
 from signatures import secrets_of
+from sketches import SketchesMissing
 from specs import SPEC_EXAMPLE, PipelineName
 from sqlite_store import letter_fields
 from topics import TOPICS, TopicError
@@ -192,7 +193,15 @@ async def refused(request: Request, error: Exception) -> Response:
     return web.problem_response(request.scope, problem)
 
 
-for kind in (Busy, PipelineConflict, PipelineUnknown, QueueRefused, StoreRefused, TopicError):
+for kind in (
+    Busy,
+    PipelineConflict,
+    PipelineUnknown,
+    QueueRefused,
+    SketchesMissing,
+    StoreRefused,
+    TopicError,
+):
     app.add_exception_handler(kind, refused)
 
 

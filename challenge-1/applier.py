@@ -150,7 +150,8 @@ class Applier:
         if self._handed_bytes + size <= HANDOVER_BYTES:
             self._handed_bytes += size
             self._handover.append(handed)
-        self._work.set()
+        if not self._work.is_set():
+            self._work.set()
 
     def wake(self, *, hurry: bool = False) -> None:
         """Say that the log has grown; `hurry` when somebody waits for it to be applied."""

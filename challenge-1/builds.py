@@ -41,10 +41,9 @@ class Live:
         windows.restore(store.open_windows(build.id))
         return cls(build, projection, Decoder(projection), windows)
 
-    def note(self, events: list[Any], end: int, arrival: int) -> None:
-        """Remember that their sources have spoken, and where in the log."""
-        sources = self.projection.sources
-        for source in set(sources(events)) if sources else ("",):
+    def note(self, spoken: dict[str, tuple[int, int]]) -> None:
+        """Remember which sources have spoken, and where in the log and when they did so last."""
+        for source, (end, arrival) in spoken.items():
             clock = self.windows.clock(source)
             clock.seen, clock.arrival = end, arrival
             self.windows.touch(source)
@@ -69,11 +68,14 @@ class Chunk:
     live: Live
     events: list[Any] = field(default_factory=list)
     batches: list[tuple[list[Any], list[int] | None, Batch, int]] = field(default_factory=list)
+    spoken: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def add(self, events: list[Any], batch: Batch, end: int, kept: list[int] | None = None) -> None:
         """Take the events of a batch; `kept` are their places in it where some were left out."""
         if events:
-            self.live.note(events, end, batch.arrival)
+            sources = self.live.projection.sources
+            for source in sources(events) if sources else ("",):
+                self.spoken[source] = (end, batch.arrival)
             self.events += events
             self.batches.append((events, kept, batch, end))
 
@@ -81,6 +83,7 @@ class Chunk:
         """Add the outcome to the changes; return how many were too late, and how many revised."""
         live = self.live
         build, projection = live.build, live.projection
+        live.note(self.spoken)
         folded = projection.fold(self.events, live.windows)
         changes.deltas += [(build.id, build.name, delta) for delta in folded.deltas]
         live.take_clocks(changes)
@@ -94,7 +97,7 @@ class Chunk:
                 changes.total(build.name, source).late += count
         if folded.dropped:
             self._bury(folded.dropped, changes)
-        self.events, self.batches = [], []
+        self.events, self.batches, self.spoken = [], [], {}
         return len(folded.dropped), folded.revised
 
     def _bury(self, dropped: list[Any], changes: Changes) -> None:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import web
 from parsing import BodyError, decoder_of, form_of
 from signatures import Signature
+from sketches import SketchesMissing
 from utils import (
     Busy,
     Intake,
@@ -121,6 +122,8 @@ def problem_of(error: Exception) -> web.Problem | None:
         return web.Problem(429, str(error), headers={"Retry-After": str(error.retry_after)})
     if isinstance(error, KeyReused):
         return web.Problem(422, str(error))
+    if isinstance(error, SketchesMissing):
+        return web.Problem(501, str(error))
     if isinstance(error, PipelineUnknown):
         return web.Problem(404, str(error))
     if isinstance(error, PipelineConflict):

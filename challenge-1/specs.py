@@ -11,7 +11,10 @@ MAX_PATH_PARTS: Final = 16
 
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
 DottedPath = Annotated[
-    str, StringConstraints(pattern=r"^[^.\x00]{1,128}(\.[^.\x00]{1,128}){0,15}$")
+    str,
+    StringConstraints(
+        pattern=r"^[^.\x00-\x1f\"\\\u241f]{1,128}(\.[^.\x00-\x1f\"\\\u241f]{1,128}){0,15}$"
+    ),
 ]
 PipelineName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Scalar = str | bool | int | float | None

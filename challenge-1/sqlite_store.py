@@ -534,8 +534,8 @@ class SQLiteStore(SQLiteReader):
 
     def cleanup(self, before: int, *, dry_run: bool) -> dict[str, int]:
         """Delete closed windows that ended, and dead letters that came, before that moment."""
-        windows = "windows WHERE closed = 1 AND window_end < ?"
-        letters = "dead_letters WHERE received < ?"
+        windows = "windows WHERE closed = 1 AND window_start < ?1 AND window_end < ?1"
+        letters = "dead_letters WHERE received < ?1"
         found = {"aggregates": windows, "dead_letters": letters}
         deleted = {}
         with _refusing("change"):
@@ -616,11 +616,14 @@ class SQLiteStore(SQLiteReader):
         ).fetchone()
         if lateness is None:
             return
-        sql = (
-            "SELECT w.group_key, w.source, w.window_start, w.window_end FROM windows w "
-            "LEFT JOIN clocks c ON c.build = w.build AND c.source = w.source "
-            f"WHERE w.build = ? AND w.window_end + ? > coalesce(c.watermark, {BEGINNING})"
-        )
+        sql = "SELECT group_key, source, window_start, window_end FROM windows w WHERE "
+        if lateness[0]:  # closed ones may still be revised
+            sql += (
+                "build = ?1 AND (closed = 0 OR window_end + ?2 > (SELECT watermark FROM clocks c "
+                "WHERE c.build = w.build AND c.source = w.source))"
+            )
+        else:
+            sql += "build = ?1 AND closed = 0 AND ?2 = 0"
         with closing(self._writer.execute(sql, (build, *lateness))) as cursor:
             for group, source, start, end in cursor:
                 yield tuple(msgspec.json.decode(group)), source, start, end

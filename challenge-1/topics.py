@@ -26,7 +26,15 @@ import msgspec
 
 from aggregation import text_of
 from batches import BATCH, UPLOAD, decode_batch, decode_upload
-from spool import SAFE_FLAGS, Message, QueueError, find_segments, make_directory, read_log
+from spool import (
+    MAX_FRAME_BYTES,
+    SAFE_FLAGS,
+    Message,
+    QueueError,
+    find_segments,
+    make_directory,
+    read_log,
+)
 from sqlite_store import SQLiteReader
 from storage import StoreError, TopicState
 
@@ -34,6 +42,7 @@ TOPICS: Final = ("ingest", "aggregates", "dead-letters")
 CONSUMER: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_CONSUMERS: Final = 1_000  # of one topic
 PAGE_BYTES: Final = 4 * 1024 * 1024  # a page ends there, or at its limit
+LOOK_BACK_BYTES: Final = (0, 4 * 1024, 1024 * 1024, MAX_FRAME_BYTES + 1024)
 
 
 class TopicError(ValueError):
@@ -142,17 +151,25 @@ class Topics:
                 yield Item(number, value, number + 1)
             return
         end = self._durable_end() if self._durable_end else None
-        for message in read_log(self._log, self._frame_at(offset)):
+        for message in read_log(self._log, self._message_at(offset)):
             if end is not None and message.end > end:
                 return
             for item in _records(message):
                 if item.offset >= offset:
                     yield item
 
-    def _frame_at(self, offset: int) -> int:
-        """The start of a segment at or before an offset: frames are found from there."""
+    def _message_at(self, offset: int) -> int:
+        """Where the message begins that holds this offset: looked for from a little before it."""
         bases = find_segments(self._log) if self._log.is_dir() else []
-        return max((base for base in bases if base <= offset), default=0)
+        base = max((base for base in bases if base <= offset), default=0)
+        for back in LOOK_BACK_BYTES:
+            start = max(base, offset - back)
+            found = next(read_log(self._log, start), None)
+            if found is not None and found.start <= offset:
+                return found.start
+            if start == base:
+                break
+        return base
 
     def state(self, topic: str) -> TopicState:
         """What a topic holds now."""

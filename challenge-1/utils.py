@@ -395,6 +395,7 @@ class Pipeline:
             promise = self.queue.submit(kind, encode(message))
             self._submitted.add(promise)
             promise.add_done_callback(self._submission_settled)
+            promise.add_done_callback(self._wake)
             _, end = await asyncio.shield(promise)
         except BaseException:
             for key, part in self._registry().items():
@@ -425,6 +426,7 @@ class Pipeline:
         message = Rebuild(name, max(origin, first))
         promise = self.queue.submit(REBUILD, encode(message))
         promise.add_done_callback(self._submission_settled)
+        promise.add_done_callback(self._wake)
         _, position = await asyncio.shield(promise)
         await self.applied(position)
         return position
@@ -571,7 +573,10 @@ class Pipeline:
     def _submission_settled(self, promise: Appended) -> None:
         self._submitted.discard(promise)
         self.queue_works = promise.exception() is None
-        if self._applier is not None:
+
+    def _wake(self, promise: Appended) -> None:
+        """The log has grown by something that is not handed over."""
+        if self._applier is not None and promise.exception() is None:
             self._applier.wake()
 
     def _answer_settled(self, key: Key, receipt: Receipt, promise: Appended) -> None:
@@ -644,6 +649,7 @@ class Pipeline:
         self._upload_backlog += upload.length
         self._count_upload(upload)
         self.rate.add(upload.accepted, time.monotonic())
+        self._wake(promise)
 
     def _count(self, batch: Batch) -> None:
         self.accepted_events += batch.accepted
@@ -770,6 +776,7 @@ class Pipeline:
                 promise = self.queue.submit(IDLE, encode(idle))
                 self._submitted.add(promise)
                 promise.add_done_callback(self._submission_settled)
+                promise.add_done_callback(self._wake)
 
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(submit)

@@ -288,7 +288,7 @@ class TestDocumentation:
                         )  # fmt: skip
                         assert answer.is_success, (path, media_type, answer.text)
                         executed += 1
-        assert executed >= 35
+        assert executed >= 30
 
     def test_every_operation_has_a_tag_a_summary_and_declared_errors(
         self, shared_server: Any

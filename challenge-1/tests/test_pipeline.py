@@ -21,6 +21,7 @@ from utils import (
     Pipeline,
     QueueError,
     QueueRefused,
+    parse_spec,
 )
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -443,3 +444,60 @@ async def test_resource_metrics_name_what_is_used(make_pipeline: Callable[..., P
     assert metrics["memory_bytes"] > 10_000_000
     assert metrics["queue_maxsize"] == 7
     assert metrics["backlog_events"] == 0
+
+
+async def test_a_dead_letter_comes_to_life_once_also_across_a_crash_before_it_is_applied(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    def spec(field: str) -> Any:
+        return parse_spec(
+            {"select": {"v": field}, "aggregates": [{"op": "sum", "field": "v"}],
+             "window": {"kind": "none"}}
+        )  # fmt: skip
+
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", spec("value"))
+        body = lines([{"amount": n} for n in range(5)])
+        assert (await ingest(pipeline, "p", body)).rejected == 5
+        await pipeline.applied(pipeline.queue.end)
+        await pipeline.put_pipeline("p", spec("amount"), replace=True)
+        pipeline.pause_applying()
+        replaying = asyncio.create_task(pipeline.replay_dead_letters())
+        end = pipeline.queue.end
+        while pipeline.queue.end == end:
+            await asyncio.sleep(0)
+        replaying.cancel()
+        pipeline._applier._stop_at = 0.0  # type: ignore[union-attr]  # it dies before it applies
+    with make_pipeline() as pipeline:
+        again = await pipeline.replay_dead_letters()
+        assert again["replayed"] == 0
+        await pipeline.start_workers()
+        await pipeline.applied(pipeline.queue.end)
+        assert (await pipeline.replay_dead_letters())["replayed"] == 0
+        (row,) = pipeline.store.aggregates(AggregateQuery(pipeline="p"))
+        assert (row.count, row.measures["v"].total) == (5, 10)
+        assert pipeline.store.dead_letters(0, 10) == []
+        await pipeline.stop_workers()
+
+
+async def test_what_is_not_applied_or_still_rebuilt_from_is_never_dropped(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline(retention=Retention(seconds=0.0, max_bytes=0)) as pipeline:
+        pipeline.queue._segment_bytes = 1000
+        await pipeline.start_workers()
+        pipeline.pause_applying()
+        for n in range(100):
+            await pipeline.ingest_q.put(measurement(n))
+        applier = pipeline._applier
+        assert applier is not None
+        applier.call(lambda: applier._trim()).result(10)
+        assert pipeline.queue.statistics().first == 0
+
+        pipeline.pause_applying(False)
+        await pipeline.applied(pipeline.queue.end)
+        applier.call(lambda: applier._trim()).result(10)
+        assert pipeline.queue.statistics().segments == 1
+        assert counted(pipeline, "webhook") == 100
+        await pipeline.stop_workers()

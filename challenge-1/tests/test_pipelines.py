@@ -168,6 +168,9 @@ class TestData:
             ({"select": {"a.b": "c"}}, "pattern"),
             ({"select": {"shop": ""}}, "pattern"),
             ({"select": {"shop": "a..b"}}, "pattern"),
+            ({"select": {"shop": 'a"b'}}, "pattern"),
+            ({"select": {"shop": "a\\b"}}, "pattern"),
+            ({"select": {"shop": "a\u241fat"}}, "pattern"),
             ({"select": {"shop": "order", "amount": "order.amount", "state": "x"}}, "hold"),
             ({"event_time": "order.amount"}, "read the same value"),
             ({"where": [{"field": "state", "cmp": "like", "value": "x"}]}, "Input should be"),
@@ -325,7 +328,7 @@ class TestMeaning:
             assert (mixed["accepted"], mixed["rejected"]) == (1, 1)
             late = {"data": {"category": "a", "value": 1, "quantity": 1, "ts": now + 3600}}
             assert client.post("/webhook?wait=applied", json=late).status_code == 422
-            send(client, "orders", order(5, now))
+            send(client, "orders", order(5, now + 31))
             letters = client.get("/dead-letters?code=future").json()["items"]
             assert len(letters) == 3
             assert client.get("/stats").json()["late"] == 0

@@ -33,7 +33,8 @@ def test_the_shell_examples_run(server: Any) -> None:
             capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert '"sum_value":12.5' in done.stdout
+        assert '"sum_amount":12.5' in done.stdout
+        assert '"state":"done"' in done.stdout
         assert '"text":"nonsense"' in done.stdout
 
 
@@ -47,6 +48,21 @@ def test_the_benchmark_runs_and_prints_every_goal(needs: Any) -> None:
 
     assert done.returncode == 0, done.stderr
     for goal in (">= 10,000/s", ">= 1.5x", "< 1 ms", ">= 6x", ">= 20x", "<= 100 MB"):
+        assert goal in done.stdout
+
+
+@pytest.mark.performance
+def test_the_benchmark_of_parsing_runs_and_prints_every_goal(needs: Any) -> None:
+    for package in ("duckdb", "orjson"):
+        needs.package(package)
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "benchmarks" / "grouping.py"), "--smoke"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    for goal in (">= 0.5x", ">= 0.75x", ">= 0.35x", ">= 0.65x", ">= 1.7x", ">= 4x", ">= 5x",
+                 ">= 1x", "<= 24 MB", "<= 32 MB"):  # fmt: skip
         assert goal in done.stdout
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from topics import MAX_CONSUMERS, TopicError, Topics
@@ -82,6 +83,21 @@ async def test_every_accepted_record_is_in_ingest_once_from_any_offset(
 
         assert sorted(seen) == list(range(50))
         assert offset == topics.state("ingest").next == pipeline.queue.end
+
+
+async def test_any_offset_inside_a_large_message_is_found_again(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        projection = pipeline.projection("webhook")
+        body = b"\n".join(msgspec.json.encode(measurement(n, 1_700_000_000)) for n in range(2000))
+        for _ in range(3):
+            reader = pipeline.reader(projection, "ndjson")
+            await pipeline.accept(projection, [*reader.feed(body), *reader.finish()])
+        start = list(pipeline.queue.read(0))[1].start
+        for number in (0, 1, 700, 1999):
+            item = pipeline.topics.read("ingest", start + number, limit=1).items[0]
+            assert item.decoded()["event"]["data"]["value"] == number
 
 
 async def test_topics_are_read_beside_the_writer_and_without_it(
