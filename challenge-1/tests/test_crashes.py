@@ -121,7 +121,8 @@ def test_killed_while_segments_rotate_and_checkpoints_drop_them(
         server.kill()
         server.start(command=command, **environment)
     ending.set()
-    producer.join(30)
+    producer.join(120)
+    assert not producer.is_alive()  # else `sent` may still grow
     segments = list((server.data / "message_queue" / "ingest").glob("*.seg"))
     server.post("/webhook?wait=applied", json.dumps(
         {"data": {"category": "end", "value": 0, "quantity": 0, "ts": T0}}).encode())  # fmt: skip
