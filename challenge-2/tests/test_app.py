@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -290,9 +290,9 @@ class TestAnalytics:
     def test_metrics_can_be_parsed_and_agree_with_what_happened(self, client: TestClient) -> None:
         from prometheus_client.parser import text_string_to_metric_families
 
-        def figures() -> Counter[tuple[str, str, str]]:
+        def figures() -> dict[tuple[str, str, str], float]:
             """By kind: with many names seen before, drills count under the resource `other`."""
-            found: Counter[tuple[str, str, str]] = Counter()
+            found: defaultdict[tuple[str, str, str], float] = defaultdict(float)
             for family in text_string_to_metric_families(client.get("/metrics").text):
                 for sample in family.samples:
                     if "le" not in sample.labels:
@@ -300,7 +300,7 @@ class TestAnalytics:
                             sample.labels.get("kind", ""),
                             sample.labels.get("reason", ""),
                         )
-                        found[sample.name, kind, reason] += int(sample.value)
+                        found[sample.name, kind, reason] += sample.value
             return found
 
         before = figures()
