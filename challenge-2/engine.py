@@ -796,6 +796,15 @@ class Run:
     def _sweep(self) -> None:
         self.timer, self.timer_at = None, math.inf
         now = self.clock()
+        before = -1
+        while before != self.abandoned:  # what is abandoned lets needs begin that were looked at
+            before = self.abandoned
+            soonest = self._look_at_deadlines(now)
+        if soonest < math.inf:
+            self.arm(soonest)
+
+    def _look_at_deadlines(self, now: float) -> float:
+        """Cancel or abandon who is due; return when the next one will be."""
         soonest = math.inf
         for owner in self.owners:
             if owner.state is ACQUIRING:
@@ -814,8 +823,7 @@ class Run:
                 self.cancel(owner, now)
                 due = now + self.grace
             soonest = min(soonest, due)
-        if soonest < math.inf:
-            self.arm(soonest)
+        return soonest
 
     def _due(self, owner: Owner, begun: float, own_limit: float | None) -> float:
         """Its own deadline, cut short by that of the phase; who begins late has the grace."""

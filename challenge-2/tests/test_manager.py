@@ -538,6 +538,32 @@ class TestDeadlines:
         await asyncio.wait(set(abandoned_tasks))
         assert not abandoned_tasks
 
+    async def test_what_an_abandoned_one_needed_has_its_own_deadline(self) -> None:
+        from engine import abandoned_tasks
+        from utils import ReleaseErrorGroup, ResourceManager
+
+        end = asyncio.Event()
+
+        class Stubborn:
+            async def __aenter__(self) -> None: ...
+
+            async def __aexit__(self, *details: Any) -> None:
+                while not end.is_set():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await end.wait()
+
+        manager = ResourceManager(release_timeout=0.05, release_grace=0.02)
+        for number in range(4):
+            manager.add(Stubborn(), f"m{number}", (f"m{number - 1}",) if number else ())
+        async with asyncio.timeout(5):
+            with pytest.raises(ReleaseErrorGroup):
+                async with manager:
+                    pass
+
+        assert manager.report.abandoned == 4
+        end.set()
+        await asyncio.wait(set(abandoned_tasks))
+
     async def test_an_abandoned_acquire_that_completes_later_is_released(self) -> None:
         from engine import abandoned_tasks
         from utils import AcquireTimeout, ResourceManager
