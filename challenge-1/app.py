@@ -18,7 +18,6 @@ from starlette.concurrency import run_in_threadpool
 
 import fetch_routes
 import web
-from applier import Retention
 from models import (
     SOURCE_EVENT,
     SOURCE_EVENTS,
@@ -85,20 +84,7 @@ SIGNING_KEYS = (
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open the data, run the applier, and hand everything over cleanly at the end."""
-    pipeline = Pipeline(
-        settings.queue_maxsize,
-        settings.window_secs,
-        settings.db_path,
-        log,
-        settings.queue_dir,
-        max_event_bytes=settings.max_event_bytes,
-        backlog_max_bytes=settings.backlog_max_bytes,
-        dedupe_keys=settings.dedupe_keys,
-        max_keys=settings.max_keys,
-        max_future_seconds=settings.max_future_seconds,
-        retention=Retention(settings.queue_retain_days * 86_400, settings.queue_max_bytes),
-        parser=settings.parser,
-    )
+    pipeline = Pipeline.configured(settings, log)
     try:
         pipeline.__enter__()
     except (Held, StoreError, QueueError, OSError) as error:

@@ -28,7 +28,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from applier import Retention
 from commands import EXIT_CODES, configure_logs, on_stop_signals, service_settings
 from doors import PipelineDoor
 from fetch_settings import ConfigurationError, Loaded, Source, add_flags, load, origin
@@ -140,22 +139,7 @@ def _one_at_a_time(directory: Path) -> Holder:
 @contextlib.asynccontextmanager
 async def _pipeline() -> AsyncIterator[Pipeline]:
     """The pipeline of the service, on the same data: DB_PATH and QUEUE_DIR."""
-    service = service_settings()
-    pipeline = Pipeline(
-        service.queue_maxsize,
-        service.window_secs,
-        service.db_path,
-        None,
-        service.queue_dir,
-        max_event_bytes=service.max_event_bytes,
-        backlog_max_bytes=service.backlog_max_bytes,
-        dedupe_keys=service.dedupe_keys,
-        max_keys=service.max_keys,
-        max_future_seconds=service.max_future_seconds,
-        retention=Retention(service.queue_retain_days * 86_400, service.queue_max_bytes),
-        parser=service.parser,
-    )
-    async with pipeline:
+    async with Pipeline.configured(service_settings()) as pipeline:
         await pipeline.start_workers()
         yield pipeline
 

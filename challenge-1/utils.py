@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 import psutil
@@ -63,6 +63,9 @@ from storage import DeadLetter, StoreError, StoreRefused, Totals
 from topics import Topics
 from uploads import is_marked, read_upload
 from windows import MICROSECONDS, Window
+
+if TYPE_CHECKING:
+    from settings import Settings
 
 __all__ = [
     "BodyError",
@@ -154,6 +157,24 @@ class Pipeline:
         self._is_open = False
 
     # --- opening and closing ---
+
+    @classmethod
+    def configured(cls, settings: "Settings", logger: Any = None) -> Self:
+        """The pipeline that the environment describes, as the service and the commands open it."""
+        return cls(
+            settings.queue_maxsize,
+            settings.window_secs,
+            settings.db_path,
+            logger,
+            settings.queue_dir,
+            max_event_bytes=settings.max_event_bytes,
+            backlog_max_bytes=settings.backlog_max_bytes,
+            dedupe_keys=settings.dedupe_keys,
+            max_keys=settings.max_keys,
+            max_future_seconds=settings.max_future_seconds,
+            retention=Retention(settings.queue_retain_days * 86_400, settings.queue_max_bytes),
+            parser=settings.parser,
+        )
 
     def __enter__(self) -> Self:
         self._open()
