@@ -193,7 +193,8 @@ class OwnRedis:
 
 
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[OwnRedis]:
+def own_redis(tmp_path: Path, needs: Any) -> Iterator[OwnRedis]:
+    needs.package("redis", "requirements-services.txt")
     if shutil.which("redis-server") is None:
         if os.environ.get("CI"):
             pytest.fail("needs redis-server")
@@ -294,7 +295,10 @@ class TestHosts:
         server.stop()
         assert "Traceback" not in server.log.read_text()
 
-    def test_a_server_starts_while_redis_is_out(self, make_server: Callable[[], Any]) -> None:
+    def test_a_server_starts_while_redis_is_out(
+        self, make_server: Callable[[], Any], needs: Any
+    ) -> None:
+        needs.package("redis", "requirements-services.txt")
         server = make_server()
         server.write("shared.py", PLUGIN.format(kind="int"))
         server.start(REDIS_URL="redis://user:hush@127.0.0.1:1/0")

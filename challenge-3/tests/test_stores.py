@@ -55,6 +55,7 @@ def store(kind: str, clock: Clock, tmp_path: Path, needs: Any) -> Iterator[Regis
         yield sqlite
         sqlite.close()
     else:
+        needs.package("redis", "requirements-services.txt")
         host, port = needs.server("Redis", 6379)
         prefix = f"test-c3-{uuid.uuid4().hex}"
         redis = RedisStore(f"redis://{host}:{port}/0", prefix=prefix)
@@ -229,7 +230,8 @@ class TestSQLite:
         store.close()
 
 
-def test_redis_that_is_not_there_is_an_error_of_the_store_without_its_address() -> None:
+def test_redis_that_is_not_there_is_an_error_of_the_store_without_its_address(needs: Any) -> None:
+    needs.package("redis", "requirements-services.txt")
     store = RedisStore("redis://user:secret@127.0.0.1:1/0")
     for ask in (store.records, store.ping, lambda: store.heartbeat("n"),
                 lambda: store.announce("n", []), lambda: store.leave("n"),

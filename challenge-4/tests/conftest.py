@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent
 START_SECONDS = 30
+DSN = "postgresql://postgres@127.0.0.1:5432/test"
 
 
 class Counting:
@@ -123,3 +125,23 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Any]:
+    missing = pytest.fail if os.environ.get("CI") else pytest.skip
+    try:
+        import psycopg
+
+        connection = psycopg.connect(DSN, autocommit=True, connect_timeout=2)
+    except ImportError:
+        missing("needs psycopg: pip install -r requirements-services.txt")
+    except psycopg.OperationalError:
+        missing("needs PostgreSQL on 127.0.0.1:5432: docker compose up -d")
+    schema = f"lazy_{uuid.uuid4().hex[:12]}"
+    connection.execute(f"CREATE SCHEMA {schema}")
+    try:
+        yield connection, schema
+    finally:
+        connection.execute(f"DROP SCHEMA {schema} CASCADE")
+        connection.close()

@@ -5,8 +5,7 @@ from typing import Any
 
 import naive
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from generated import HealthCheck, given, settings, st
 
 from lazy import LazyCollection
 from utils import it

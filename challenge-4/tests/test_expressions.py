@@ -5,62 +5,12 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from expressions import GUARD, Expr, guarded, it, lit, record
 from lazy import LazyCollection
 from utils import col
 
 pytestmark = pytest.mark.unit
-
-VALUES = st.one_of(
-    st.none(), st.integers(-5, 5), st.sampled_from([0.5, math.nan, math.inf, 2**64, True]),
-    st.sampled_from(["", "a", "A%", "b_c"]), st.sampled_from([[1], b"a", (1, 2)]),
-)  # fmt: skip
-ROWS = st.fixed_dictionaries({"a": VALUES, "b": VALUES})
-LEAVES = st.one_of(
-    st.sampled_from([col("a"), col("b"), col("c", default=None), it["a"]]),
-    st.builds(lit, VALUES),
-)
-BINARY = ["add", "sub", "mul", "div", "floordiv", "mod", "eq", "ne", "lt", "le", "gt", "ge", "and",
-          "or"]  # fmt: skip
-
-
-def grow(inner: Any) -> Any:
-    return st.one_of(
-        st.builds(Expr, st.sampled_from(BINARY), inner, inner),
-        st.builds(Expr, st.sampled_from(["not", "is_null", "lower"]), inner),
-        st.builds(lambda e, v: e.is_in(v), inner, st.lists(VALUES, max_size=3)),
-        st.builds(lambda e, n, t: getattr(e, n)(t), inner,
-                  st.sampled_from(["contains", "startswith", "endswith"]),
-                  st.sampled_from(["", "a", "%"])),
-        st.builds(lambda e: e.alias("x"), inner),
-        st.builds(lambda e: record({"f": e}), inner),
-    )  # fmt: skip
-
-
-EXPRESSIONS = st.recursive(LEAVES, grow, max_leaves=6)
-
-
-def outcome(function: Any) -> tuple[str, str]:
-    try:
-        return "", repr(function())
-    except Exception as error:  # noqa: BLE001
-        return type(error).__name__, str(error)
-
-
-@settings(max_examples=1500, deadline=None)
-@given(EXPRESSIONS, ROWS)
-def test_code_and_evaluation_agree(expression: Expr, row: dict[str, Any]) -> None:
-    expected = outcome(lambda: expression.evaluate(row))
-
-    mapped = LazyCollection([row]).map(expression)
-    kept = LazyCollection([row]).filter(expression)
-
-    assert outcome(mapped.first) == expected
-    if not expected[0]:
-        assert kept.count() == int(bool(expression.evaluate(row)))
 
 
 @pytest.mark.parametrize(

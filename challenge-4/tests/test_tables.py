@@ -1,25 +1,19 @@
 """SQL sources: the same promises on SQLite and on PostgreSQL, and agreement with Python."""
 
 import contextlib
-import datetime as dt
 import gc
-import math
-import os
 import sqlite3
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from databases import BUNDLED, DatabaseError, describe_connection
-from expressions import Expr, it, lit
+from expressions import it
 from lazy import LazyCollection
 from utils import DatabaseLazyCollection, Page, col
 
@@ -52,26 +46,6 @@ class Database:
             safe = quoted.replace("%", "%%") if self.mark == "%s" else quoted
             self.run(f"INSERT INTO {safe} VALUES ({marks})", rows)
         return from_table(name, connection=self.connection)
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Any]:
-    missing = pytest.fail if os.environ.get("CI") else pytest.skip
-    try:
-        import psycopg
-
-        connection = psycopg.connect(DSN, autocommit=True, connect_timeout=2)
-    except ImportError:
-        missing("needs psycopg: pip install -r requirements-services.txt")
-    except psycopg.OperationalError:
-        missing("needs PostgreSQL on 127.0.0.1:5432: docker compose up -d")
-    schema = f"lazy_{uuid.uuid4().hex[:12]}"
-    connection.execute(f"CREATE SCHEMA {schema}")
-    try:
-        yield connection, schema
-    finally:
-        connection.execute(f"DROP SCHEMA {schema} CASCADE")
-        connection.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -518,153 +492,3 @@ def _target(path: Path) -> str:
         return str(path.readlink())
     except OSError:
         return ""
-
-
-# --- agreement --------------------------------------------------------------------------------
-
-ODD = [
-    None, 0, 1, -7, 5, 2**53 + 1, -(2**62), 2**63 - 1, 0.5, -0.0, 5.0, 1e300, math.inf, "", "5",
-    "abc", "ABC", "a%c", "a_c", "ä", "Ä", "z\U0001f600", "!", " 5", "10", "a\0b", b"", b"abc",
-]  # fmt: skip
-LITERALS = [*ODD, True, False, 2**70, math.nan, Decimal("0.5")]
-NUMERIC = [v for v in ODD if v is None or isinstance(v, int | float)]
-TEXTS = [v for v in ODD if v is None or (isinstance(v, str) and "\0" not in v)]
-TEXTUAL = ["", "a", "c", "%", "_", "ABC", "ä", "\U0001f600", "\0"]
-
-
-def leaves(columns: list[str], literals: list[Any]) -> Any:
-    column = st.sampled_from(columns).map(col)
-    literal = st.sampled_from(literals).map(lit)
-    names = ["eq", "ne", "lt", "le", "gt", "ge"]
-    return st.one_of(
-        st.builds(Expr, st.sampled_from(names), column, literal),
-        st.builds(Expr, st.sampled_from(names), literal, column),
-        st.builds(Expr, st.sampled_from(names), column, column),
-        st.builds(Expr, st.just("is_null"), column),
-        st.builds(lambda c, v: c.is_in(v), column, st.lists(st.sampled_from(literals), max_size=3)),
-        st.builds(lambda c, n, t: getattr(c, n)(t), column,
-                  st.sampled_from(["contains", "startswith", "endswith"]),
-                  st.sampled_from(TEXTUAL)),
-    )  # fmt: skip
-
-
-def conditions(columns: list[str], literals: list[Any]) -> Any:
-    return st.recursive(
-        leaves(columns, literals),
-        lambda inner: st.one_of(
-            st.builds(Expr, st.sampled_from(["and", "or"]), inner, inner),
-            st.builds(Expr, st.just("not"), inner),
-        ),
-        max_leaves=4,
-    )
-
-
-@pytest.fixture(scope="module")
-def odd_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path = tmp_path_factory.mktemp("odd") / "odd.sqlite"
-    with sqlite3.connect(path) as connection:
-        connection.execute(
-            "CREATE TABLE odd (id INTEGER PRIMARY KEY, i INTEGER, r REAL, t TEXT COLLATE NOCASE, "
-            "b BLOB, n NUMERIC)"
-        )
-        connection.executemany(
-            "INSERT INTO odd (i, r, t, b, n) VALUES (?, ?, ?, ?, ?)", [(v,) * 5 for v in ODD]
-        )
-        connection.execute("CREATE VIEW odd_view AS SELECT id, i, r, t, b, n FROM odd")
-    connection.close()
-    return path
-
-
-SETTINGS = settings(
-    max_examples=600, deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
-
-
-@SETTINGS
-@given(conditions(["i", "r", "t", "b", "n"], LITERALS), st.sampled_from(["table", "view", "query"]))
-def test_sqlite_and_python_agree_on_every_condition(
-    odd_sqlite: Any, condition: Expr, how: str
-) -> None:
-    if how == "query":
-        source = from_query("SELECT * FROM odd ORDER BY id", connection=str(odd_sqlite))
-    else:
-        name = "odd" if how == "table" else "odd_view"
-        source = from_table(name, connection=str(odd_sqlite))
-    rows = source.collect()
-
-    found = source.filter(condition).map(col("id")).collect()
-
-    assert sorted(found) == [row["id"] for row in rows if condition.evaluate(row)]
-
-
-@pytest.mark.parametrize("column", ["i", "r", "t", "b", "n"])
-@pytest.mark.parametrize("reverse", [False, True])
-def test_sqlite_and_python_agree_on_sorting(odd_sqlite: Any, column: str, reverse: bool) -> None:
-    table = from_table("odd", connection=str(odd_sqlite))
-    expected = LazyCollection(table.collect()).sort(col(column), reverse=reverse)
-
-    assert "op 1" not in table.sort(col(column), reverse=reverse).explain().split("segment")[1]
-    assert table.sort(col(column), reverse=reverse).collect() == expected.collect()
-
-
-@pytest.fixture(scope="module")
-def odd_postgres(postgres: Any) -> Any:
-    connection, schema = postgres
-    connection.execute(
-        f"CREATE TABLE {schema}.odd (id serial PRIMARY KEY, i bigint, f float8, d numeric, t text, "
-        "v varchar(20), o boolean, r real, c char(5), m timestamptz)"
-    )
-    numbers = [v for v in NUMERIC if v is None or not math.isinf(v)] + [math.nan]
-    longest = max(len(numbers), len(TEXTS))
-    for number in range(longest):
-        value = numbers[number % len(numbers)]
-        whole = None if value is None or math.isnan(value) or abs(value) > 2**63 - 1 else int(value)
-        text = TEXTS[number % len(TEXTS)]
-        connection.execute(
-            f"INSERT INTO {schema}.odd (i, f, d, t, v, o, r, c, m) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
-            (whole, math.inf if number == 9 else value,
-             None if value is None else Decimal(value), text, text, (None, True, False)[number % 3],
-             0.1 * number, (text or "")[:5], dt.datetime(2026, 1, 1 + number, tzinfo=dt.UTC)),
-        )  # fmt: skip
-    return f"{schema}.odd"
-
-
-@SETTINGS
-@given(
-    conditions(["i", "f", "d", "t", "v", "o", "r", "c"],
-               [v for v in LITERALS if not isinstance(v, bytes)])
-)  # fmt: skip
-def test_postgres_and_python_agree_on_every_condition(odd_postgres: str, condition: Expr) -> None:
-    global _connection
-    if _connection is None or _connection.closed:
-        import psycopg
-
-        _connection = psycopg.connect(DSN)
-    source = from_table(odd_postgres, connection=_connection)
-    rows = source.collect()
-
-    found = source.filter(condition).map(col("id")).collect()
-
-    assert found == [row["id"] for row in rows if condition.evaluate(row)], source.filter(
-        condition
-    ).explain()
-
-
-_connection: Any = None
-
-
-@pytest.mark.parametrize("column", ["i", "f", "t", "v", "o"])
-@pytest.mark.parametrize("reverse", [False, True])
-def test_postgres_and_python_agree_on_sorting(
-    odd_postgres: str, column: str, reverse: bool
-) -> None:
-    table = from_table(odd_postgres, connection=DSN).filter(
-        ~col("i").is_null() | col("f").is_null()
-    )
-    chain = table.sort(col(column), reverse=reverse).map(col("id"))
-    expected = LazyCollection(table.collect()).sort(col(column), reverse=reverse).map(col("id"))
-
-    assert " sort(" not in chain.explain().split("segment")[1]
-    assert chain.collect() == expected.collect()
