@@ -414,7 +414,7 @@ class ResourceManager:
             while not self._closing.done():
                 await asyncio.shield(self._closing)
             return error
-        if run.stack and asyncio.current_task() is not run.host:
+        if run.caller.stack and asyncio.current_task() is not run.caller.task:
             raise RuntimeError("A resource of this manager has affinity='caller': only the task "
                                "that entered it can close it.")  # fmt: skip
         self._closing = closing = loop.create_future()
@@ -607,7 +607,7 @@ class ResourceManager:
             stop_s=stop,
             critical_path=critical_path(owner for owner in run.owners if not owner.late),
             abandoned=run.abandoned,
-            lost=len(run.losses),
+            lost=len(run.outcome.losses),
             suppressed=run.suppressed,
             degraded=tuple(name for name, timing in timings.items() if timing.degraded),
             children=(*self._past_children, *(child.report for child in self._children)),

@@ -391,7 +391,7 @@ class TestWhatSurfaces:
                 raise ValueError("body")
 
         assert manager.running.error is None
-        assert manager.running.current is None
+        assert manager.running.caller.unwinding is None
 
 
 class TestCallerAffinity:
