@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from asyncio import CancelledError
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from outcomes import ENDS_PROGRAMS
+from outcomes import ENDS_PROGRAMS, told
 from owners import ACQUIRING, DECLARED, READY, RELEASED, RELEASING, Owner
 
 if TYPE_CHECKING:
     from engine import Run
+
+log = logging.getLogger("resources")
 
 
 class Caller:
@@ -35,6 +38,12 @@ class Caller:
         self.unwinding: BaseException | None = None  # what an exit is told, and may change
         self.told_of_loss = False
         self._wake: asyncio.Future[None] | None = None
+        self._orphans: list[Owner] = []
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this is the task that runs now."""
+        return asyncio.current_task() is self.task
 
     # --- waiting ---
 
@@ -186,6 +195,25 @@ class Caller:
                     await self._take_back(owner)
             last = owner.released_at = clock()
             owner.state = RELEASED
+
+    def disown(self) -> None:
+        """Another task stops the run: what lives here stays until this one comes to leave it."""
+        self._orphans, self.stack = self.stack, []
+        for owner in reversed(self._orphans):
+            self._run.abandon(owner)
+
+    async def leave_orphans(self, exc: BaseException | None) -> None:
+        """This task has come."""
+        while self._orphans and self.is_current:
+            owner = self._orphans.pop()
+            details = (None, None, None) if exc is None else (type(exc), exc, exc.__traceback__)
+            try:
+                await owner.leave(*details)
+            except BaseException as error:  # the run is over: it can only be told
+                if error is not exc:
+                    log.error("%s", told(owner, error))  # noqa: TRY400  (without a traceback)
+                if isinstance(error, ENDS_PROGRAMS):
+                    raise
 
     async def leave(self, owner: Owner) -> None:
         """Leave one, which is told what is being unwound, and may answer."""

@@ -267,11 +267,12 @@ class Run:
         """Release everything in reverse, in parallel; return what has to surface."""
         self.stopping = True
         context = None if exc is None else exc.__context__
-        caller = self.caller
-        await self._end_late_starts()
+        caller, task = self.caller, cast("asyncio.Task[Any]", asyncio.current_task())
         self.error = caller.unwinding = exc
-        task = asyncio.current_task()
-        level = 0 if task is None else task.cancelling()
+        level = task.cancelling()
+        await self._end_late_starts()
+        if caller.stack and not caller.is_current:
+            caller.disown()
         self.stopping_at = now = self.clock()
         self.deadlines.begin_stop(now)
         if self.sequential:
@@ -282,8 +283,7 @@ class Run:
         self.stopped_at = self.clock()
         if exc is not None:
             exc.__context__ = context
-        swallowed = task is not None and task.cancelling() > level
-        if swallowed and not isinstance(caller.unwinding, CancelledError):
+        if task.cancelling() > level and not isinstance(caller.unwinding, CancelledError):
             caller.remember(CancelledError())  # an exit in the caller's task has kept it
         by_loss = await caller.take_back_loss()
         surfaced = self.outcome.of_stop(exc, caller.unwinding, by_loss=by_loss)
@@ -361,17 +361,19 @@ class Run:
             self.observe(owner, "release_failed", self.clock() - owner.releasing_at, failure)
 
     def abandon(self, owner: Owner) -> None:
-        """It ignores its cancellation: nobody waits for it any longer."""
-        log.error("resource %r ignores its cancellation and is abandoned", owner.name)
-        abandoned_tasks.add(owner.task)
+        """It ignores its cancellation, or lives in another task: nobody waits for it any longer."""
         owner.abandoned = True
+        why = "it lives in another task" if owner.here else "it ignores its cancellation"
+        log.error("resource %r is abandoned: %s", owner.name, why)
+        if not owner.here:
+            abandoned_tasks.add(owner.task)
         self.abandoned += 1
         if owner.state is ACQUIRING:
-            self.not_acquired(owner, CancelledError("it ignores its cancellation"))
+            self.not_acquired(owner, CancelledError(why))
             owner.state = ABANDONED
         else:
             owner.state = ABANDONED
-            self.not_released(owner, CancelledError("it ignores its cancellation"))
+            self.not_released(owner, CancelledError(why))
             self.has_left(owner)
         if self.observe is not None:
             self.observe(owner, "abandoned", None, owner.error)

@@ -10,15 +10,15 @@ from apis import API, APIConnection
 from caches import Cache, CacheConnection
 from databases import Database, DatabaseConnection
 from failures import ResourceClosed, UnknownResource
+from health import CHECK_SECONDS, HealthReport
 from portal import Blocking, Host, Portal
 from queues import MessageQueue, QueueConnection
 from timelines import Report
 
 if TYPE_CHECKING:
-    from utils import Handle, HealthReport, ResourceManager
+    from utils import Handle, ResourceManager
 
 T = TypeVar("T")
-CHECK_SECONDS = 2.0  # for a resource to say whether it works
 
 
 class _Scope:
