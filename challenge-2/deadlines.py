@@ -2,7 +2,8 @@
 
 A timer per resource would double the price of a trivial one. This one is set for the soonest
 deadline; when that has come it looks at everybody: who is overdue is cancelled, who has ignored
-that for the grace is abandoned, and the soonest of the rest is waited for.
+that for the grace is abandoned, and the soonest of the rest is waited for. Between start and stop
+it stays as it is, so that a short run sets it once.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Deadlines:
             )
 
     def disarm(self) -> None:
-        """The phase is over."""
+        """Nobody is in flight any more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer, self._timer_at = None, math.inf

@@ -102,7 +102,6 @@ class Run:
             primary = self.outcome.of_start(self.caller.unwinding)
             surfaced = await self.stop(primary)
             raise primary if surfaced is None else surfaced
-        self.deadlines.disarm()
 
     async def _start_along_the_graph(self) -> None:
         self.unready = len(self.owners)

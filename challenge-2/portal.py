@@ -7,14 +7,19 @@ waits in `drive`, which is the caller's, so they may be bound to it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar, cast
 
+from failures import ResourceClosed
 from openings import CallerDesk
+
+T = TypeVar("T")
+LOOK_SECONDS = 1.0  # between looks whether the private loop is still there
 
 
 class Portal(CallerDesk):
@@ -45,16 +50,34 @@ class Portal(CallerDesk):
 
     def host(self) -> Host:
         """A task of the loop in which one manager starts, acquires and stops."""
+        if not self.alive:
+            raise _too_late()
         made: queue.SimpleQueue[Host] = queue.SimpleQueue()
         self.loop.call_soon_threadsafe(lambda: made.put(Host(self)))
-        return made.get()
+        return self._answer(made)
 
-    def call(self, work: Awaitable[Any]) -> Any:
-        """The result of an awaitable. Calls of one thread share a context: transactions last."""
+    @property
+    def alive(self) -> bool:
+        """Whether anybody still works here: not after the end, nor in a forked child."""
+        return not self.closed and self._thread.is_alive()
+
+    def _answer(self, box: queue.SimpleQueue[T]) -> T:
+        while True:
+            try:
+                return box.get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                if not self._thread.is_alive():
+                    raise _too_late() from None
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine. Calls of one thread share a context: transactions last."""
+        if not self.alive:
+            work.close()
+            raise _too_late()
         context = getattr(self._local, "context", None)
         if context is None:
             context = self._local.context = contextvars.copy_context()
-        box: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        box: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
         async def settle() -> None:
             try:
@@ -63,20 +86,33 @@ class Portal(CallerDesk):
                 box.put((None, error))
 
         tasks: list[asyncio.Task[None]] = []
-        self.loop.call_soon_threadsafe(
-            lambda: tasks.append(self.loop.create_task(settle(), context=context))
-        )
+
+        def begin() -> None:
+            task = self.loop.create_task(settle(), context=context)
+            task.add_done_callback(lambda _: work.close())  # if it was cancelled before it began
+            tasks.append(task)
+
         try:
-            result, error = box.get()
-        except BaseException:  # Ctrl-C: what was asked for is not wanted any more
-            self.loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+            self.loop.call_soon_threadsafe(begin)
+        except RuntimeError:  # closed by another thread in this very moment
+            work.close()
+            raise _too_late() from None
+        try:
+            result, error = self._answer(box)
+        except BaseException:  # Ctrl-C, or the end: what was asked for is not wanted any more
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+            if not self._thread.is_alive():
+                work.close()
             raise
         if error is not None:
             raise error
-        return result
+        return cast("T", result)
 
     def drive(self, host: Host, command: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Run a command in the host's task, and meanwhile what it asks of this thread."""
+        if not self.alive:
+            raise _too_late()
         with self._turn:
             outcome: list[tuple[Any, BaseException | None]] = []
 
@@ -88,7 +124,7 @@ class Portal(CallerDesk):
             interrupted: BaseException | None = None
             while True:
                 try:
-                    job = self._inbox.get()
+                    job = self._answer(self._inbox)
                     if job is None:
                         break
                     job()
@@ -134,6 +170,10 @@ class Portal(CallerDesk):
         self.closed = True
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5.0)
+
+
+def _too_late() -> ResourceClosed:
+    return ResourceClosed("The manager of this resource is closed, or belongs to another process.")
 
 
 class Host:

@@ -229,7 +229,7 @@ class SyncScope(_Scope):
 
     def stop(self, error: BaseException | None) -> BaseException | None:
         """Stop because of this error, or for no reason; return what has to surface."""
-        if self._stopped or self.portal.closed:  # a parent has closed this one with its portal
+        if self._stopped or not self.portal.alive:  # closed by a parent, or not of this process
             return error
         self._stopped = True
         try:

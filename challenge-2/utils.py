@@ -46,7 +46,7 @@ from failures import (
 from graph import Graph, needs_of
 from health import CHECK_SECONDS, Health, HealthReport, ask, health_of
 from measures import MEASURES, Measures
-from openings import Deps, Resource, Retry, RetryingOpening, is_sync, opening_of
+from openings import ENTERED_ONCE, Deps, Resource, Retry, RetryingOpening, is_sync, opening_of
 from portal import Portal
 from queues import Message, MessageQueue, QueueConnection
 from scopes import AsyncScope, SyncScope
@@ -206,6 +206,11 @@ class ResourceManager:
         )  # fmt: skip
         retry = options.get("retry")
         if retry is not None or wait is not None:
+            if isinstance(resource, ENTERED_ONCE):
+                raise ValueError(
+                    f"Resource {name!r} can be entered only once, so that it cannot be tried again:"
+                    " give the function that makes it."
+                )
             policy = retry if isinstance(retry, Retry) else Retry(retry or 1, wait=wait or 0.0)
 
             def count(attempt: int) -> None:
@@ -571,7 +576,9 @@ class ResourceManager:
             on_lost=self.on_lost, events=self._events, measures=self._measures, clock=self._clock,
         )  # fmt: skip
         for name, (resource, options) in self._declared.items():
-            if not isinstance(resource, Resource) and not callable(resource):
+            if isinstance(resource, ENTERED_ONCE) or not (
+                isinstance(resource, Resource) or callable(resource)
+            ):
                 raise RuntimeError(  # noqa: TRY004  (not its type, but its second use is wrong)
                     f"Resource {name!r} is a context manager, which is used once; declare a "
                     "Resource or a factory to start the app again."

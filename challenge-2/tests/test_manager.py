@@ -888,6 +888,27 @@ class TestKindsOfResources:
         with pytest.raises(ValueError, match="on_lost"):
             ResourceManager(on_lost="wrong")  # type: ignore[arg-type]
 
+    async def test_what_is_used_up_by_its_first_attempt_cannot_be_tried_again(self) -> None:
+        from utils import ResourceManager
+
+        attempts = 0
+
+        @contextlib.asynccontextmanager
+        async def flaky() -> AsyncIterator[int]:
+            nonlocal attempts
+            attempts += 1
+            if attempts < 3:
+                raise OSError("not yet")
+            yield attempts
+
+        with pytest.raises(ValueError, match="give the function"):
+            ResourceManager().add(flaky(), "flaky", retry=5)
+        manager = ResourceManager()
+        manager.add(flaky, "flaky", retry=5)
+        async with manager as scope:
+            assert scope.flaky == 3
+        assert manager.report.resources["flaky"].attempts == 3
+
     async def test_names_are_given_and_unique(self) -> None:
         from utils import ResourceManager
 
@@ -926,7 +947,7 @@ async def test_all_errors_pickle_with_type_name_and_notes(protocol: int) -> None
         failures.ReleaseTimeout("e", resource="db"), failures.ResourceLost("f", resource="db"),
         failures.ResourceClosed("g", resource="db"), failures.OperationError("h", resource="db"),
         failures.OperationTimeout("i", resource="db"), failures.UnknownResource("j"),
-        failures.ConnectionBroken("k", resource="db"),
+        failures.ConnectionBroken("k", resource="db"), failures.QueryTooLong("q", resource="db"),
         failures.DependencyCycle("l", cycle=("a", "b", "a")),
     ]  # fmt: skip
     group = failures.AcquireErrorGroup("m", [failures.AcquireError("n", resource="x")])

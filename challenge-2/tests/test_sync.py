@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sqlite3
 import subprocess
@@ -307,3 +308,68 @@ with manager:
         out, err = process.communicate(timeout=10)
         assert "left KeyboardInterrupt" in out or "left CancelledError" in out, (out, err)
         assert "KeyboardInterrupt" in err
+
+
+def test_what_is_used_after_the_end_is_refused_whatever_it_is() -> None:
+    from utils import ResourceClosed, ResourceManager
+
+    with ResourceManager() as rm:
+        database, cache = rm.acquire_database("sqlite://"), rm.acquire_cache()
+        messages = rm.acquire_rabbitmq("sqlite:///queue.db").consume("none")
+    for use in (
+        lambda: database.fetch("SELECT 1"), lambda: database.transaction(),
+        lambda: cache.get("a"), lambda: next(messages), rm.health,
+    ):  # fmt: skip
+        with pytest.raises(ResourceClosed):
+            use()
+
+
+def test_threads_that_still_use_a_scope_when_it_ends_are_refused_and_do_not_hang() -> None:
+    from utils import OperationError, ResourceClosed, ResourceManager
+
+    ends: list[type[BaseException]] = []
+
+    def use(database: Any) -> None:
+        try:
+            while True:
+                database.fetch("SELECT 1")
+        except (ResourceClosed, OperationError) as error:
+            ends.append(type(error))
+
+    for _ in range(20):
+        with ResourceManager() as rm:
+            database = rm.acquire_database("sqlite://")
+            threads = [threading.Thread(target=use, args=(database,)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+        for thread in threads:
+            thread.join(10)
+    assert len(ends) == 60
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_is_refused_and_leaves_what_is_its_parents(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(FOLDER)!r})
+from utils import ResourceClosed, ResourceManager
+with ResourceManager() as rm:
+    database = rm.acquire_database("sqlite:///f.db")
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        for use in (lambda: database.fetch("SELECT 1"), rm.acquire_cache, rm.health):
+            try:
+                use()
+            except ResourceClosed:
+                print("refused", flush=True)
+    else:
+        _, status = os.waitpid(child, 0)
+        print("child", status, database.fetch("SELECT 1 AS one"), flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False,
+        cwd=tmp_path,
+    )  # fmt: skip
+
+    assert done.stdout.split() == ["refused"] * 3 + ["child", "0", "[(1,)]"], done
