@@ -22,7 +22,7 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 from addresses import Address
 from connections import Connection, Connector, driver, ended_within
@@ -39,6 +39,9 @@ log = logging.getLogger("resources")
 
 T = TypeVar("T")
 Parameters = Sequence[Any] | Mapping[str, Any]
+ANSWER_BYTES = 4 * 1024 * 1024  # of a bounded query, as text; its first row counts as fitting
+VALUE_BYTES = 1_000_000  # of one value of an SQLite query
+COLUMNS_MAX = 100  # of one row of an SQLite query
 AGGREGATES = """
 CREATE TABLE IF NOT EXISTS aggregates (
     window_start REAL NOT NULL,
@@ -73,6 +76,14 @@ def row_class(names: tuple[str, ...]) -> type[Row]:
     return type("Row", (Row,), {"_places": places, "__slots__": ()})
 
 
+class Answer(NamedTuple):
+    """What a bounded query gave; `more` says that its limits have cut it short."""
+
+    columns: list[str]
+    rows: list[Row]
+    more: bool
+
+
 class Database(Connection):
     """`await execute(...)`, `await fetch(...)`, `async with transaction()`.
 
@@ -92,8 +103,8 @@ class Database(Connection):
         """`async with database.transaction():` everything in the block, or nothing."""
         raise NotImplementedError
 
-    async def query(self, sql: str, *, rows: int, seconds: float) -> tuple[list[Row], bool]:
-        """One reading statement, within limits; the flag says that there was more."""
+    async def query(self, sql: str, *, rows: int, seconds: float) -> Answer:
+        """One reading statement, within these limits and `ANSWER_BYTES`."""
         raise NotImplementedError
 
     async def check(self) -> None:
@@ -185,7 +196,7 @@ class SqliteDatabase(Database):
         async with self.operation(sql.split()[0]):
             await self._thread.run(lambda connection: connection.execute(sql))
 
-    async def query(self, sql: str, *, rows: int, seconds: float) -> tuple[list[Row], bool]:
+    async def query(self, sql: str, *, rows: int, seconds: float) -> Answer:
         """One reading statement, on a read-only connection of its own where there is a file."""
         try:
             async with asyncio.timeout(seconds):
@@ -198,9 +209,9 @@ class SqliteDatabase(Database):
             raise QueryTooLong(f"The query took longer than {seconds:g} s.") from None
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
             raise OperationError(f"The query was refused: {error}") from error
-        return found[:rows], len(found) > rows
+        return found
 
-    async def _read_only(self, sql: str, rows: int) -> list[Row]:
+    async def _read_only(self, sql: str, rows: int) -> Answer:
         reader = SqliteThread(self.address.path, read_only=True)
         await reader.open(_forbid_writing)
         try:
@@ -231,20 +242,50 @@ def _roll_back(connection: sqlite3.Connection, *, sql: str) -> None:
             connection.execute(sql)
 
 
-def _limited(connection: sqlite3.Connection, sql: str, rows: int) -> list[Row]:
+def _limited(connection: sqlite3.Connection, sql: str, rows: int) -> Answer:
     cursor = connection.execute(sql)
     if cursor.description is None:
         raise sqlite3.OperationalError("it returns no rows")
-    make = row_class(tuple(column[0] for column in cursor.description))
-    return [make(row) for row in cursor.fetchmany(rows + 1)]
+    columns = [column[0] for column in cursor.description]
+    make = row_class(tuple(columns))
+    kept = Kept(rows)
+    for row in cursor:
+        if not kept.takes(make(row)):
+            break
+    return Answer(columns, kept.rows, kept.more)
 
 
-def _guarded(sql: str, rows: int, connection: sqlite3.Connection) -> list[Row]:
+def _guarded(sql: str, rows: int, connection: sqlite3.Connection) -> Answer:
+    before = _bound(connection)
     connection.set_authorizer(_only_reading)
     try:
         return _limited(connection, sql, rows)
     finally:
         connection.set_authorizer(None)
+        for limit, value in before:
+            connection.setlimit(limit, value)
+
+
+class Kept:
+    """Rows up to a number, and up to a size."""
+
+    def __init__(self, limit: int) -> None:
+        self.rows: list[Row] = []
+        self.more = False
+        self._limit = limit
+        self._bytes_left = ANSWER_BYTES
+
+    def takes(self, row: Row) -> bool:
+        """Keep a row; False if it is one too many."""
+        self._bytes_left -= sum(_size(value) for value in row)
+        self.more = len(self.rows) >= self._limit or (self._bytes_left < 0 and bool(self.rows))
+        if not self.more:
+            self.rows.append(row)
+        return not self.more
+
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, (str, bytes)) else len(str(value))
 
 
 READING = frozenset(
@@ -260,9 +301,18 @@ def _only_reading(action: int, _first: Any, second: Any, *_: Any) -> int:
 
 
 def _forbid_writing(connection: sqlite3.Connection) -> None:
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1_000_000)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+    _bound(connection)
     connection.set_authorizer(_only_reading)
+
+
+def _bound(connection: sqlite3.Connection) -> list[tuple[int, int]]:
+    """Bound what a statement may build in memory; return what the bounds were before."""
+    limits = (
+        (sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES),
+        (sqlite3.SQLITE_LIMIT_COLUMN, COLUMNS_MAX),
+        (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
+    )
+    return [(limit, connection.setlimit(limit, value)) for limit, value in limits]
 
 
 class PostgresDatabase(Database):
@@ -410,28 +460,34 @@ class PostgresDatabase(Database):
             raise
         await self._bounded("COMMIT", block.__aexit__(None, None, None), connection)
 
-    async def query(self, sql: str, *, rows: int, seconds: float) -> tuple[list[Row], bool]:
+    async def query(self, sql: str, *, rows: int, seconds: float) -> Answer:
         """One reading statement in a read-only transaction, with the server's own time limit."""
         if not READING_STATEMENT.match(sql):
             raise OperationError("Only statements that read are run here: begin with SELECT.")
-        limited = f"SELECT * FROM ({sql.strip().rstrip(';')}\n) AS asked LIMIT {rows + 1}"
+        asked = f"SELECT * FROM ({sql.strip().rstrip(';')}\n) AS asked LIMIT"
 
-        async def work(connection: Any) -> list[Row]:
-            async with connection.transaction():
-                await connection.execute("SET TRANSACTION READ ONLY")
-                await connection.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}")
+        async def work(connection: Any) -> Answer:
+            kept = Kept(rows)
+            async with connection.transaction(), connection.cursor() as cursor:
+                await cursor.execute("SET TRANSACTION READ ONLY")
+                await cursor.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}")
                 # Prepared on its own: several statements in one string are refused by the server.
-                cursor = await connection.execute(limited, prepare=True)
-                return list(await cursor.fetchall())
+                await cursor.execute(f"{asked} 0", prepare=True)
+                columns = [column.name for column in cursor.description]
+                # Streamed, so that what is too large is never held whole.
+                async with contextlib.aclosing(cursor.stream(f"{asked} {rows + 1}")) as stream:
+                    async for row in stream:
+                        if not kept.takes(row):
+                            break
+            return Answer(columns, kept.rows, kept.more)
 
         async with self._borrowed("a query") as connection:
             try:
-                found: list[Row] = await self._bounded("the query", work(connection), connection)
+                return await self._bounded("the query", work(connection), connection)
             except ConnectionBroken as error:
                 if isinstance(error.__cause__, self._psycopg.errors.QueryCanceled):
                     raise QueryTooLong(f"The query took longer than {seconds:g} s.") from error
                 raise
-        return found[:rows], len(found) > rows
 
     async def close(self) -> None:
         """Close the pool; statements that still run lose their connections."""

@@ -206,6 +206,23 @@ class TestUse:
         answer = client.post("/query", json={"sql": many + " LIMIT 5000"}).json()
         assert (len(answer["rows"]), answer["truncated"]) == (1000, True)
 
+    def test_columns_are_told_although_no_row_has_them_or_two_have_one_name(
+        self, client: TestClient
+    ) -> None:
+        answer = client.post("/query", json={"sql": "SELECT 1 AS a WHERE 0"}).json()
+        assert (answer["columns"], answer["rows"]) == (["a"], [])
+        answer = client.post("/query", json={"sql": "SELECT 1 AS a, 2 AS a"}).json()
+        assert (answer["columns"], answer["rows"]) == (["a", "a"], [[1, 2]])
+
+    def test_an_answer_of_any_size_is_cut_short(self, client: TestClient) -> None:
+        sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 900) "
+        answer = client.post("/query", json={"sql": sql + "SELECT hex(zeroblob(400000)) FROM n"})
+        assert answer.status_code == 200
+        assert answer.json()["truncated"] is True
+        assert len(answer.content) < 5 * 1024 * 1024
+        wide = ", ".join(["randomblob(900000)"] * 300)
+        assert client.post("/query", json={"sql": f"SELECT {wide}"}).status_code == 422
+
     @pytest.mark.parametrize(
         "sql",
         [
