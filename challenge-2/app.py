@@ -72,10 +72,11 @@ from utils import (
 log = structlog.stdlib.get_logger("resources")
 settings = Settings()
 
-AT_ONCE = {"drills": 4, "runs": 4, "queries": 16}  # under way at the same time
+AT_ONCE = {"drills": 4, "runs": 4, "queries": 8}  # under way at the same time
 RUN_SECONDS = 10.0
 QUERY_SECONDS = 2.0
 QUERY_ROWS = 1000
+STEP_CHARACTERS = 65_536  # of what a step of a run answers with
 KINDS: Mapping[str, Callable[..., Any]] = {
     "database": DatabaseConnection,
     "cache": CacheConnection,
@@ -435,11 +436,13 @@ async def _take(scope: AsyncScope, step: Step, seconds: float) -> Any:
     """One step, in what is left of the time of its run."""
     async with asyncio.timeout(max(0.0, seconds)):
         if step.resource == "database":
-            found = await scope.database.query(step.sql, rows=100, seconds=QUERY_SECONDS)
+            found = await scope.database.query(
+                step.sql, rows=100, seconds=QUERY_SECONDS, size=STEP_CHARACTERS
+            )
             return [dict(zip(found.columns, map(_plain, row), strict=True)) for row in found.rows]
         if step.resource == "api":
             answer = await scope.api.get(step.path)
-            return {"status": answer.status_code, "body": answer.text[:65_536]}
+            return {"status": answer.status_code, "body": answer.text[:STEP_CHARACTERS]}
         if step.resource == "queue":
             if step.op == "publish":
                 await scope.queue.publish(step.queue, step.body)

@@ -39,7 +39,7 @@ log = logging.getLogger("resources")
 
 T = TypeVar("T")
 Parameters = Sequence[Any] | Mapping[str, Any]
-ANSWER_BYTES = 4 * 1024 * 1024  # of a bounded query, as text; its first row counts as fitting
+ANSWER_BYTES = 4 * 1024 * 1024  # of all values of a bounded query, as they are shown
 VALUE_BYTES = 1_000_000  # of one value of an SQLite query
 COLUMNS_MAX = 100  # of one row of an SQLite query
 AGGREGATES = """
@@ -103,8 +103,10 @@ class Database(Connection):
         """`async with database.transaction():` everything in the block, or nothing."""
         raise NotImplementedError
 
-    async def query(self, sql: str, *, rows: int, seconds: float) -> Answer:
-        """One reading statement, within these limits and `ANSWER_BYTES`."""
+    async def query(
+        self, sql: str, *, rows: int, seconds: float, size: int = ANSWER_BYTES
+    ) -> Answer:
+        """One reading statement, within these limits."""
         raise NotImplementedError
 
     async def check(self) -> None:
@@ -196,26 +198,30 @@ class SqliteDatabase(Database):
         async with self.operation(sql.split()[0]):
             await self._thread.run(lambda connection: connection.execute(sql))
 
-    async def query(self, sql: str, *, rows: int, seconds: float) -> Answer:
+    async def query(
+        self, sql: str, *, rows: int, seconds: float, size: int = ANSWER_BYTES
+    ) -> Answer:
         """One reading statement, on a read-only connection of its own where there is a file."""
         try:
             async with asyncio.timeout(seconds):
                 if self.address.path in ("", ":memory:"):
                     async with self._turn:
-                        found = await self._thread.run(functools.partial(_guarded, sql, rows))
+                        found = await self._thread.run(
+                            functools.partial(_guarded, sql, Kept(rows, size))
+                        )
                 else:
-                    found = await self._read_only(sql, rows)
+                    found = await self._read_only(sql, Kept(rows, size))
         except TimeoutError:
             raise QueryTooLong(f"The query took longer than {seconds:g} s.") from None
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
             raise OperationError(f"The query was refused: {error}") from error
         return found
 
-    async def _read_only(self, sql: str, rows: int) -> Answer:
+    async def _read_only(self, sql: str, kept: Kept) -> Answer:
         reader = SqliteThread(self.address.path, read_only=True)
         await reader.open(_forbid_writing)
         try:
-            return await reader.run(lambda connection: _limited(connection, sql, rows))
+            return await reader.run(lambda connection: _limited(connection, sql, kept))
         finally:
             await reader.close()
 
@@ -242,24 +248,23 @@ def _roll_back(connection: sqlite3.Connection, *, sql: str) -> None:
             connection.execute(sql)
 
 
-def _limited(connection: sqlite3.Connection, sql: str, rows: int) -> Answer:
+def _limited(connection: sqlite3.Connection, sql: str, kept: Kept) -> Answer:
     cursor = connection.execute(sql)
     if cursor.description is None:
         raise sqlite3.OperationalError("it returns no rows")
     columns = [column[0] for column in cursor.description]
     make = row_class(tuple(columns))
-    kept = Kept(rows)
     for row in cursor:
         if not kept.takes(make(row)):
             break
     return Answer(columns, kept.rows, kept.more)
 
 
-def _guarded(sql: str, rows: int, connection: sqlite3.Connection) -> Answer:
+def _guarded(sql: str, kept: Kept, connection: sqlite3.Connection) -> Answer:
     before = _bound(connection)
     connection.set_authorizer(_only_reading)
     try:
-        return _limited(connection, sql, rows)
+        return _limited(connection, sql, kept)
     finally:
         connection.set_authorizer(None)
         for limit, value in before:
@@ -269,23 +274,25 @@ def _guarded(sql: str, rows: int, connection: sqlite3.Connection) -> Answer:
 class Kept:
     """Rows up to a number, and up to a size."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, size: int) -> None:
         self.rows: list[Row] = []
         self.more = False
         self._limit = limit
-        self._bytes_left = ANSWER_BYTES
+        self._size_left = size
 
     def takes(self, row: Row) -> bool:
         """Keep a row; False if it is one too many."""
-        self._bytes_left -= sum(_size(value) for value in row)
-        self.more = len(self.rows) >= self._limit or (self._bytes_left < 0 and bool(self.rows))
+        self._size_left -= sum(map(_size, row))
+        self.more = len(self.rows) >= self._limit or self._size_left < 0
         if not self.more:
             self.rows.append(row)
         return not self.more
 
 
 def _size(value: Any) -> int:
-    return len(value) if isinstance(value, (str, bytes)) else len(str(value))
+    if isinstance(value, bytes):
+        return 2 * len(value)  # they are shown as hexadecimal digits
+    return len(value) if isinstance(value, str) else len(str(value))
 
 
 READING = frozenset(
@@ -460,14 +467,16 @@ class PostgresDatabase(Database):
             raise
         await self._bounded("COMMIT", block.__aexit__(None, None, None), connection)
 
-    async def query(self, sql: str, *, rows: int, seconds: float) -> Answer:
+    async def query(
+        self, sql: str, *, rows: int, seconds: float, size: int = ANSWER_BYTES
+    ) -> Answer:
         """One reading statement in a read-only transaction, with the server's own time limit."""
         if not READING_STATEMENT.match(sql):
             raise OperationError("Only statements that read are run here: begin with SELECT.")
         asked = f"SELECT * FROM ({sql.strip().rstrip(';')}\n) AS asked LIMIT"
 
         async def work(connection: Any) -> Answer:
-            kept = Kept(rows)
+            kept = Kept(rows, size)
             async with connection.transaction(), connection.cursor() as cursor:
                 await cursor.execute("SET TRANSACTION READ ONLY")
                 await cursor.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}")

@@ -140,6 +140,24 @@ class TestDrills:
         assert answer["leaked"] == 0
         assert drill(client)["events"] == []
 
+    @pytest.mark.parametrize(
+        ("path", "body", "seats"),
+        [
+            ("/runs", {"resources": ["queue"], "steps": [
+                {"resource": "queue", "op": "consume", "queue": "nothing-comes"}]}, 4),
+            ("/query", {"sql": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+                               "SELECT count(*) FROM n"}, 8),
+        ],
+    )  # fmt: skip
+    def test_what_takes_its_time_is_bounded_in_number(
+        self, shared_server: Any, path: str, body: Any, seats: int
+    ) -> None:
+        with shared_server.client() as client, ThreadPoolExecutor(seats + 6) as pool:
+            asked = [pool.submit(client.post, path, json=body) for _ in range(seats + 6)]
+            statuses = [each.result().status_code for each in asked]
+        assert statuses.count(429) >= 1
+        assert len(statuses) - statuses.count(429) >= seats
+
     def test_a_fifth_at_once_is_429(self, shared_server: Any) -> None:
         body = {"resources": [{"name": "a", "acquire_ms": 800}]}
         with shared_server.client() as client, ThreadPoolExecutor(6) as pool:
@@ -220,6 +238,11 @@ class TestUse:
         assert answer.status_code == 200
         assert answer.json()["truncated"] is True
         assert len(answer.content) < 5 * 1024 * 1024
+        steps = [
+            {"resource": "database", "op": "fetch", "sql": sql + "SELECT zeroblob(9999) FROM n"}
+        ]
+        run = client.post("/runs", json={"resources": ["database"], "steps": steps * 20})
+        assert len(run.content) < 20 * 70_000
         wide = ", ".join(["randomblob(900000)"] * 300)
         assert client.post("/query", json={"sql": f"SELECT {wide}"}).status_code == 422
 
