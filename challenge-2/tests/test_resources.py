@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stopwatch import Stopwatch
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
@@ -155,10 +156,10 @@ class TestDatabase:
         forever = (
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
         )
-        began = time.monotonic()
+        began = Stopwatch()
         with pytest.raises(OperationTimeout):
             await database.query(forever, rows=2, seconds=0.2)
-        assert time.monotonic() - began < 2
+        assert began.seconds() < 2
         assert len(await database.fetch(f"SELECT * FROM {database.table}")) == 3
 
     async def test_an_answer_has_a_size_too(self, database: Any) -> None:
@@ -207,8 +208,8 @@ class TestSqlite:
                     await task
                 task = asyncio.create_task(database.fetch(slow))
                 await asyncio.sleep(0.01)
-                began = time.monotonic()
-            assert time.monotonic() - began < 0.5
+                began = Stopwatch()
+            assert began.seconds() < 0.5
             with pytest.raises(Exception, match=r"interrupted|closed"):
                 await task
 
