@@ -125,14 +125,14 @@ class Caller:
 
     async def enter_in_turn(self) -> None:
         """Enter all, one after the other."""
-        run, stack, clock = self._run, self.stack, self._run.clock
+        run, stack, clock, observe = self._run, self.stack, self._run.clock, self._run.observe
         last = run.began_at
         for owner in run.owners:
             owner.here = True
             owner.state = ACQUIRING
             owner.acquiring_at = last
-            if run.observe is not None:
-                run.observe(owner, "acquiring", None, None)
+            if observe is not None:
+                observe(owner, "acquiring", None, None)
             if owner.acquire_timeout is not None:
                 run.deadlines.arm(last + owner.acquire_timeout)
             try:
@@ -140,18 +140,20 @@ class Caller:
             except BaseException as error:  # noqa: BLE001  (as above)
                 run.inflight += 1
                 await self._not_entered(owner, error, self.baseline)
+                if run.aborting:
+                    return
                 last = clock()
-            else:
-                last = owner.ready_at = clock()
-                owner.state = READY
-                stack.append(owner)
-                if run.observe is not None:
-                    run.observe(owner, "acquired", last - owner.acquiring_at, None)
-                if owner.cancels:
-                    await self._take_back(owner, self.baseline)
-                    owner.cancels, owner.timed_out = 0, False
-            if run.aborting:
-                return
+                continue
+            last = owner.ready_at = clock()
+            owner.state = READY
+            stack.append(owner)
+            if observe is not None:
+                observe(owner, "acquired", last - owner.acquiring_at, None)
+            if owner.cancels:
+                await self._take_back(owner, self.baseline)
+                owner.cancels, owner.timed_out = 0, False
+                if run.aborting:
+                    return
 
     async def _not_entered(self, owner: Owner, error: BaseException, level: int) -> None:
         if owner.cancels:
@@ -174,11 +176,11 @@ class Caller:
 
     async def leave_in_turn(self) -> None:
         """Leave all, the last one first."""
-        run, stack, clock = self._run, self.stack, self._run.clock
+        run, stack, clock, observe = self._run, self.stack, self._run.clock, self._run.observe
         last = run.stopping_at
         while stack:
             owner = stack.pop()
-            if self.unwinding is not None or run.observe is not None:
+            if observe is not None or self.unwinding is not None:
                 await self.leave(owner)
                 last = owner.released_at
                 continue

@@ -155,8 +155,8 @@ class Measures:
         with self._lock:
             self._live.discard(run)
             for owner in run.owners:
-                if owner.series is not None:
-                    owner.series.add(owner)
+                if (series := owner.series) is not None:
+                    series.add(owner)
 
     def snapshot(self) -> tuple[Mapping[tuple[str, str], Series], list[Owner]]:
         """All figures now, and the owners that are held now."""
