@@ -163,7 +163,7 @@ class TestDatabase:
         assert len(await database.fetch(f"SELECT * FROM {database.table}")) == 3
 
     async def test_an_answer_has_a_size_too(self, database: Any) -> None:
-        from databases import ANSWER_BYTES
+        from rows import ANSWER_BYTES
 
         await database.execute(
             f"INSERT INTO {database.table} VALUES (?, ?)", (1, "x" * (ANSWER_BYTES // 8))
