@@ -44,8 +44,8 @@ class Outcome:
 
     def not_acquired(self, owner: Owner, error: BaseException, limit: float) -> BaseException:
         """The error as the one that names its resource."""
-        if isinstance(error, ENDS_PROGRAMS):
-            return error
+        if (fatal := _ends_program(error, owner)) is not None:
+            return fatal
         if owner.timed_out:
             failure: AcquireError = AcquireTimeout(
                 f"resource {owner.name!r} was not ready within {limit:g} s", resource=owner.name
@@ -67,8 +67,8 @@ class Outcome:
 
     def not_released(self, owner: Owner, error: BaseException, limit: float) -> BaseException:
         """The error as the one that names its resource; it will surface, or be a note."""
-        failure = error
-        if not isinstance(error, (*ENDS_PROGRAMS, ReleaseError)):
+        failure = _ends_program(error, owner) or error
+        if not isinstance(failure, (*ENDS_PROGRAMS, ReleaseError)):
             if owner.timed_out:
                 failure = ReleaseTimeout(
                     f"resource {owner.name!r} was not released within {limit:g} s and was "
@@ -176,6 +176,21 @@ class Outcome:
             if other is not owner:
                 lost.add_note(f"resource {other.name!r} was lost too: {described_loss(other)}")
         return lost
+
+
+def _ends_program(error: BaseException, owner: Owner) -> BaseException | None:
+    """The KeyboardInterrupt or SystemExit that it is, or that a group of it hides."""
+    if isinstance(error, ENDS_PROGRAMS):
+        return error
+    found: BaseException | None = None
+    if isinstance(error, BaseExceptionGroup):
+        found = error.subgroup(ENDS_PROGRAMS)
+    if found is None:
+        return None
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    found.add_note(f"besides, resource {owner.name!r} ended with {described(error)}")
+    return found
 
 
 def _inherit(primary: BaseException, lower: BaseException) -> None:

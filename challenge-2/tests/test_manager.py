@@ -370,6 +370,18 @@ class TestWhatSurfaces:
         assert "'b'" in notes
         assert "ValueError: body" in notes
 
+    @pytest.mark.parametrize("phase", ["acquire_error", "release_error"])
+    async def test_what_ends_programs_is_not_hidden_in_a_group(self, make: Any, phase: str) -> None:
+        group = BaseExceptionGroup(
+            "several", [KeyError("one"), BaseExceptionGroup("inner", [KeyboardInterrupt()])]
+        )
+
+        with pytest.raises(KeyboardInterrupt) as caught:
+            async with make({"a": {phase: group}}):
+                pass
+
+        assert "'a' ended with BaseExceptionGroup" in caught.value.__notes__[0]
+
     async def test_an_outer_timeout_is_a_timeout_although_a_release_fails(self, make: Any) -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.02):
