@@ -11,8 +11,10 @@ import contextlib
 import contextvars
 import inspect
 import queue
+import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 from failures import ResourceClosed
@@ -32,6 +34,7 @@ class Portal(CallerDesk):
         self._local = threading.local()
         self._turn = threading.RLock()
         self._thread = threading.Thread(target=self._work, name="resources", daemon=True)
+        self._ctrl_c = CtrlC(lambda: None)
         self.closed = False
         self._thread.start()
 
@@ -120,22 +123,17 @@ class Portal(CallerDesk):
                 outcome.append((result, error))
                 self._inbox.put(None)
 
-            self.loop.call_soon_threadsafe(host.commands.put_nowait, (command, done))
-            interrupted: BaseException | None = None
-            while True:
-                try:
-                    job = self._answer(self._inbox)
-                    if job is None:
-                        break
+            def interrupt() -> None:
+                if not outcome:
+                    self.loop.call_soon_threadsafe(host.interrupt)
+
+            with CtrlC(lambda: self._inbox.put(interrupt)) as self._ctrl_c:
+                self.loop.call_soon_threadsafe(host.commands.put_nowait, (command, done))
+                while (job := self._answer(self._inbox)) is not None:
                     job()
-                except KeyboardInterrupt as pressed:
-                    if interrupted is not None:  # the second one forces the end
-                        raise
-                    interrupted = pressed
-                    self.loop.call_soon_threadsafe(host.task.cancel)
             result, error = outcome[0]
-            if interrupted is not None:
-                raise interrupted
+            if self._ctrl_c.pressed:
+                raise KeyboardInterrupt
             if error is not None:
                 raise error
             return result
@@ -154,7 +152,8 @@ class Portal(CallerDesk):
 
         def job() -> None:
             try:
-                found = function(*arguments)
+                with self._ctrl_c.let_through():
+                    found = function(*arguments)
             except KeyboardInterrupt:
                 self.loop.call_soon_threadsafe(settle, None, KeyboardInterrupt())
             except BaseException as error:  # noqa: BLE001  (it belongs to who asked)
@@ -172,6 +171,48 @@ class Portal(CallerDesk):
         self._thread.join(5.0)
 
 
+class CtrlC:
+    """While a thread waits for the private loop, Ctrl-C is noted: raised, it could lose a message.
+
+    The first one is told to `note`, a second one forces the end. A handler of the program's own is
+    left alone.
+    """
+
+    def __init__(self, note: Callable[[], None]) -> None:
+        self._note = note
+        self._through = False
+        self._ours = False
+        self.pressed = False
+
+    def __enter__(self) -> CtrlC:
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            signal.signal(signal.SIGINT, self._handle)
+            self._ours = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._through or self.pressed:
+            signal.default_int_handler(number, frame)
+        self.pressed = True
+        self._note()
+
+    @contextlib.contextmanager
+    def let_through(self) -> Iterator[None]:
+        """What blocks in code of the caller's can be interrupted."""
+        self._through = True
+        try:
+            yield
+        finally:
+            self._through = False
+
+
 def _too_late() -> ResourceClosed:
     return ResourceClosed("The manager of this resource is closed, or belongs to another process.")
 
@@ -181,22 +222,37 @@ class Host:
 
     def __init__(self, portal: Portal) -> None:
         self.commands: asyncio.Queue[Any] = asyncio.Queue()
+        self._portal = portal
+        self._busy = False
         self.task = portal.loop.create_task(self._live())
 
     async def _live(self) -> None:
         task = self.task
         while True:
-            command, done = await self.commands.get()
+            try:
+                command, done = await self.commands.get()
+            except asyncio.CancelledError:  # an interrupt that came too late for its command
+                if self._portal.closed:
+                    raise
+                task.uncancel()
+                continue
             if command is None:
                 return
+            self._busy = True
             try:
                 result = await command()
             except BaseException as error:  # noqa: BLE001  (it is raised in the thread that asked)
                 done(None, error)
             else:
                 done(result, None)
+            self._busy = False
             while task.cancelling():
                 task.uncancel()
+
+    def interrupt(self) -> None:
+        """Cancel the command under way; from the thread of the loop."""
+        if self._busy:
+            self.task.cancel()
 
     def end(self) -> None:
         """End the task; from the thread of the loop or not."""
