@@ -161,7 +161,7 @@ class Outcome:
                 primary.add_note(f"besides, {told(owner, failure)}")
                 log.error("%s", told(owner, failure))
         if body is not None and primary is not body:
-            _inherit(primary, body)
+            inherit(primary, body)
         if not isinstance(primary, ResourceLost):
             for owner in self.losses:
                 primary.add_note(f"resource {owner.name!r} was lost: {described_loss(owner)}")
@@ -193,7 +193,7 @@ def _ends_program(error: BaseException, owner: Owner) -> BaseException | None:
     return found
 
 
-def _inherit(primary: BaseException, lower: BaseException) -> None:
+def inherit(primary: BaseException, lower: BaseException) -> None:
     """What was to surface gives way to something higher: all that it told is told with that."""
     if not isinstance(lower, CancelledError):
         primary.add_note(f"before that: {described(lower)}")

@@ -34,7 +34,7 @@ class Portal(CallerDesk):
         self._local = threading.local()
         self._turn = threading.RLock()
         self._thread = threading.Thread(target=self._work, name="resources", daemon=True)
-        self._ctrl_c = CtrlC(lambda: None)
+        self._ctrl_c = CtrlC()
         self.closed = False
         self._thread.start()
 
@@ -178,7 +178,7 @@ class CtrlC:
     left alone.
     """
 
-    def __init__(self, note: Callable[[], None]) -> None:
+    def __init__(self, note: Callable[[], None] = lambda: None) -> None:
         self._note = note
         self._through = False
         self._ours = False

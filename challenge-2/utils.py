@@ -381,7 +381,10 @@ class ResourceManager:
             self._rebind()
             self._scope = scope = SyncScope(self, portal, portal.host(), own_portal=own)
             portal.drive(scope.host, lambda: self._open(interrupts=False))
-        except BaseException:
+        except BaseException as error:
+            if scope is not None and self._entered:  # Ctrl-C in the moment in which all was ready
+                scope.stop(error)
+                raise
             if scope is not None:
                 scope.host.end()
             if own:

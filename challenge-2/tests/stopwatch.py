@@ -27,6 +27,9 @@ class Stopwatch:
             self._kept_waiting += max(0.0, now - before - TICK_SECONDS)
             before = now
 
+    def wall_seconds(self) -> float:
+        return time.monotonic() - self._began
+
     def seconds(self) -> float:
         self._stop.set()
-        return time.monotonic() - self._began - self._kept_waiting
+        return self.wall_seconds() - self._kept_waiting

@@ -374,3 +374,45 @@ with ResourceManager() as rm:
     )  # fmt: skip
 
     assert done.stdout.split() == ["refused"] * 3 + ["child", "0", "[(1,)]"], done
+
+
+def test_an_interrupt_that_comes_too_late_for_its_command_ends_no_other() -> None:
+    from utils import ResourceManager
+
+    done: list[int] = []
+
+    def use() -> None:
+        with ResourceManager() as rm:
+            rm.portal.loop.call_soon_threadsafe(rm.host.task.cancel)
+            done.append(rm.acquire_cache().set("a", 1) or 1)
+        done.append(2)
+
+    thread = threading.Thread(target=use, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert done == [1, 2]
+
+
+@pytest.mark.kill
+def test_ctrl_c_during_release_is_raised_once_everything_is_released() -> None:
+    from utils import ResourceManager
+
+    log: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def slow_to_go() -> AsyncIterator[None]:
+        yield
+        await asyncio.sleep(0.4)
+        log.append("gone")
+        raise OSError("stuck")
+
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    manager = ResourceManager(Plain(log))
+    manager.add(slow_to_go(), "slow")
+    with pytest.raises(KeyboardInterrupt) as caught, manager:
+        timer.start()
+    timer.join()
+
+    assert log == ["enter plain", "leave plain", "gone"]
+    assert "'slow'" in "".join(caught.value.__notes__)
+    assert not own_threads()
