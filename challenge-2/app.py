@@ -72,10 +72,11 @@ from utils import (
 log = structlog.stdlib.get_logger("resources")
 settings = Settings()
 
-AT_ONCE = 4  # drills and runs under way at the same time, each
+AT_ONCE = {"drills": 4, "runs": 4, "queries": 8}  # under way at the same time
 RUN_SECONDS = 10.0
 QUERY_SECONDS = 2.0
 QUERY_ROWS = 1000
+STEP_CHARACTERS = 65_536  # of what a step of a run answers with
 KINDS: Mapping[str, Callable[..., Any]] = {
     "database": DatabaseConnection,
     "cache": CacheConnection,
@@ -103,7 +104,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         settings.embedded_dir.mkdir(parents=True, exist_ok=True)
         path = settings.embedded_dir / "connections.db"
         journal = EventLog(path, rows=settings.journal_rows, secrets=secrets_of_all())
-        app.state.busy = {"drills": 0, "runs": 0}
+        app.state.busy = dict.fromkeys(AT_ONCE, 0)
         async with journal:
             manager = ResourceManager(name="app", events=journal)
             for kind in KINDS:
@@ -138,12 +139,12 @@ Journal = Annotated[EventLog, Depends(journal_of)]
 
 @contextmanager
 def seat(request: Request, what: str) -> Iterator[None]:
-    """One of the few drills or runs that may be under way; 429 when all are taken."""
+    """One of the few that may be under way; 429 when all are taken."""
     busy: dict[str, int] = request.app.state.busy
-    if busy[what] >= AT_ONCE:
+    if busy[what] >= AT_ONCE[what]:
         raise web.Problem(
             429,
-            f"{AT_ONCE} {what} are under way already; ask again in a moment.",
+            f"{AT_ONCE[what]} {what} are under way already; ask again in a moment.",
             headers={"Retry-After": "2"},
         )
     busy[what] += 1
@@ -435,11 +436,13 @@ async def _take(scope: AsyncScope, step: Step, seconds: float) -> Any:
     """One step, in what is left of the time of its run."""
     async with asyncio.timeout(max(0.0, seconds)):
         if step.resource == "database":
-            rows, _ = await scope.database.query(step.sql, rows=100, seconds=QUERY_SECONDS)
-            return [dict(zip(row.keys(), map(_plain, row), strict=False)) for row in rows]
+            found = await scope.database.query(
+                step.sql, rows=100, seconds=QUERY_SECONDS, size=STEP_CHARACTERS
+            )
+            return [dict(zip(found.columns, map(_plain, row), strict=True)) for row in found.rows]
         if step.resource == "api":
             answer = await scope.api.get(step.path)
-            return {"status": answer.status_code, "body": answer.text[:65_536]}
+            return {"status": answer.status_code, "body": answer.text[:STEP_CHARACTERS]}
         if step.resource == "queue":
             if step.op == "publish":
                 await scope.queue.publish(step.queue, step.body)
@@ -458,16 +461,17 @@ async def _take(scope: AsyncScope, step: Step, seconds: float) -> Any:
     tags=["use"],
     summary="One reading SQL statement",
     operation_id="query",
-    responses=web.problems(400, 403, 413, 415, 422, 503),
+    responses=web.problems(400, 403, 413, 415, 422, 429, 503),
 )
 async def query(
+    request: Request,
     scope: Resources,
     body: Annotated[
         QueryRequest,
         Body(openapi_examples={"one": {"value": {"sql": "SELECT 1 AS answer, 'text' AS word"}}}),
     ],
 ) -> QueryAnswer:
-    """Read from the database of this service: at most 1,000 rows, at most two seconds.
+    """Read from the database of this service: at most 1,000 rows, 4 MiB and two seconds.
 
     Statements that write, several at once, pragmas and attached files are refused by the database
     itself: it reads on a read-only connection or transaction.
@@ -475,18 +479,18 @@ async def query(
     database: Database = scope.get("database", Database)
     began = time.perf_counter()
     try:
-        rows, more = await database.query(body.sql, rows=QUERY_ROWS, seconds=QUERY_SECONDS)
+        with seat(request, "queries"):
+            found = await database.query(body.sql, rows=QUERY_ROWS, seconds=QUERY_SECONDS)
     except QueryTooLong as error:
         raise web.Problem(422, str(error)) from None
     except (ConnectionBroken, OperationTimeout, ResourceClosed) as error:
         raise web.Problem(503, "The database does not answer.", headers={"Retry-After": "2"}) from error  # noqa: E501  # fmt: skip
     except OperationError as error:
         raise web.Problem(422, _safe(str(error))) from None
-    columns = list(rows[0].keys()) if rows else []
     return QueryAnswer(
-        columns=columns,
-        rows=[[_plain(value) for value in row] for row in rows],
-        truncated=more,
+        columns=found.columns,
+        rows=[[_plain(value) for value in row] for row in found.rows],
+        truncated=found.more,
         seconds=time.perf_counter() - began,
     )
 

@@ -21,6 +21,8 @@ BOUNDS = (
     0.00001, 0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     5.0, 10.0, 30.0, 60.0, 300.0, 3600.0,
 )  # fmt: skip  # seconds
+SHORTEST = BOUNDS[0]
+BUCKETS = len(BOUNDS) + 1
 SERIES_MAX = 1000
 
 
@@ -29,25 +31,14 @@ class Histogram:
 
     __slots__ = ("counts", "total")
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)
-        self.total = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Count one."""
-        self.counts[bisect_left(BOUNDS, seconds)] += 1
-        self.total += seconds
+    def __init__(self, counts: list[int], total: float) -> None:
+        self.counts = counts
+        self.total = total
 
     @property
     def count(self) -> int:
         """How many there were."""
         return sum(self.counts)
-
-    def copy(self) -> Histogram:
-        """An independent copy."""
-        twin = Histogram()
-        twin.counts, twin.total = self.counts.copy(), self.total
-        return twin
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative, as Prometheus wants them."""
@@ -59,41 +50,57 @@ class Histogram:
 
 
 class Series:
-    """The figures of all resources of one name and kind."""
+    """The figures of all resources of one name and kind.
+
+    The counts of the three histograms are one list: this is added to for every resource.
+    """
 
     __slots__ = (
-        "abandoned", "acquire", "acquire_failures", "hold", "key", "lost", "release",
-        "release_failures",
+        "_acquire_total", "_counts", "_hold_total", "_release_total", "abandoned",
+        "acquire_failures", "key", "lost", "release_failures",
     )  # fmt: skip
 
     def __init__(self, key: tuple[str, str]) -> None:
         self.key = key
-        self.acquire = Histogram()
-        self.hold = Histogram()
-        self.release = Histogram()
+        self._counts = [0] * (3 * BUCKETS)
+        self._acquire_total = self._hold_total = self._release_total = 0.0
         self.acquire_failures: Counter[str] = Counter()
         self.release_failures: Counter[str] = Counter()
         self.abandoned = self.lost = 0
+
+    @property
+    def acquire(self) -> Histogram:
+        """Of what became ready."""
+        return Histogram(self._counts[:BUCKETS], self._acquire_total)
+
+    @property
+    def hold(self) -> Histogram:
+        """Of what began to be released."""
+        return Histogram(self._counts[BUCKETS:-BUCKETS], self._hold_total)
+
+    @property
+    def release(self) -> Histogram:
+        """Of what was released, well or badly."""
+        return Histogram(self._counts[-BUCKETS:], self._release_total)
 
     def add(self, owner: Owner) -> None:
         """What is known of a resource: of one that still lives, only the finished part."""
         ready, releasing, released = owner.ready_at, owner.releasing_at, owner.released_at
         if ready:
+            counts = self._counts
             seconds = ready - owner.acquiring_at
-            histogram = self.acquire
-            histogram.counts[bisect_left(BOUNDS, seconds)] += 1
-            histogram.total += seconds
+            counts[bisect_left(BOUNDS, seconds) if seconds > SHORTEST else 0] += 1
+            self._acquire_total += seconds
             if releasing:
                 seconds = releasing - ready
-                histogram = self.hold
-                histogram.counts[bisect_left(BOUNDS, seconds)] += 1
-                histogram.total += seconds
+                counts[BUCKETS + bisect_left(BOUNDS, seconds)] += 1
+                self._hold_total += seconds
                 if released:
                     seconds = released - releasing
-                    histogram = self.release
-                    histogram.counts[bisect_left(BOUNDS, seconds)] += 1
-                    histogram.total += seconds
-        if owner.error is not None or owner.loss is not None or owner.abandoned:
+                    place = bisect_left(BOUNDS, seconds) if seconds > SHORTEST else 0
+                    counts[2 * BUCKETS + place] += 1
+                    self._release_total += seconds
+        if owner.error is not None or owner.loss is not None:
             self._add_troubles(owner)
 
     def _add_troubles(self, owner: Owner) -> None:
@@ -107,8 +114,9 @@ class Series:
     def copy(self) -> Series:
         """An independent copy."""
         twin = Series(self.key)
-        twin.acquire, twin.hold = self.acquire.copy(), self.hold.copy()
-        twin.release = self.release.copy()
+        twin._counts = self._counts.copy()
+        twin._acquire_total, twin._hold_total = self._acquire_total, self._hold_total
+        twin._release_total = self._release_total
         twin.acquire_failures = Counter(self.acquire_failures)
         twin.release_failures = Counter(self.release_failures)
         twin.abandoned, twin.lost = self.abandoned, self.lost
@@ -155,8 +163,8 @@ class Measures:
         with self._lock:
             self._live.discard(run)
             for owner in run.owners:
-                if owner.series is not None:
-                    owner.series.add(owner)
+                if (series := owner.series) is not None:
+                    series.add(owner)
 
     def snapshot(self) -> tuple[Mapping[tuple[str, str], Series], list[Owner]]:
         """All figures now, and the owners that are held now."""

@@ -10,8 +10,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from types import MethodType, TracebackType
+from contextlib import (
+    _AsyncGeneratorContextManager,
+    _GeneratorContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
+from types import AsyncGeneratorType, GeneratorType, MethodType, TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from failures import MissingDriver
@@ -19,6 +24,9 @@ from threads import OwnThread
 
 T = TypeVar("T")
 NOTHING = (None, None, None)  # what an exit is told when nothing went wrong
+ENTERED_ONCE = (  # they are used up by the first attempt
+    AsyncGeneratorType, GeneratorType, _AsyncGeneratorContextManager, _GeneratorContextManager,
+)  # fmt: skip
 WHOLE = frozenset({"deps", "needs", "dependencies", "resources"})  # a parameter that takes them all
 
 

@@ -7,14 +7,21 @@ waits in `drive`, which is the caller's, so they may be bound to it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import queue
+import signal
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from types import FrameType
+from typing import Any, TypeVar, cast
 
+from failures import ResourceClosed
 from openings import CallerDesk
+
+T = TypeVar("T")
+LOOK_SECONDS = 1.0  # between looks whether the private loop is still there
 
 
 class Portal(CallerDesk):
@@ -27,6 +34,7 @@ class Portal(CallerDesk):
         self._local = threading.local()
         self._turn = threading.RLock()
         self._thread = threading.Thread(target=self._work, name="resources", daemon=True)
+        self._ctrl_c = CtrlC()
         self.closed = False
         self._thread.start()
 
@@ -45,16 +53,34 @@ class Portal(CallerDesk):
 
     def host(self) -> Host:
         """A task of the loop in which one manager starts, acquires and stops."""
+        if not self.alive:
+            raise _too_late()
         made: queue.SimpleQueue[Host] = queue.SimpleQueue()
         self.loop.call_soon_threadsafe(lambda: made.put(Host(self)))
-        return made.get()
+        return self._answer(made)
 
-    def call(self, work: Awaitable[Any]) -> Any:
-        """The result of an awaitable. Calls of one thread share a context: transactions last."""
+    @property
+    def alive(self) -> bool:
+        """Whether anybody still works here: not after the end, nor in a forked child."""
+        return not self.closed and self._thread.is_alive()
+
+    def _answer(self, box: queue.SimpleQueue[T]) -> T:
+        while True:
+            try:
+                return box.get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                if not self._thread.is_alive():
+                    raise _too_late() from None
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine. Calls of one thread share a context: transactions last."""
+        if not self.alive:
+            work.close()
+            raise _too_late()
         context = getattr(self._local, "context", None)
         if context is None:
             context = self._local.context = contextvars.copy_context()
-        box: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        box: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
         async def settle() -> None:
             try:
@@ -63,20 +89,33 @@ class Portal(CallerDesk):
                 box.put((None, error))
 
         tasks: list[asyncio.Task[None]] = []
-        self.loop.call_soon_threadsafe(
-            lambda: tasks.append(self.loop.create_task(settle(), context=context))
-        )
+
+        def begin() -> None:
+            task = self.loop.create_task(settle(), context=context)
+            task.add_done_callback(lambda _: work.close())  # if it was cancelled before it began
+            tasks.append(task)
+
         try:
-            result, error = box.get()
-        except BaseException:  # Ctrl-C: what was asked for is not wanted any more
-            self.loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+            self.loop.call_soon_threadsafe(begin)
+        except RuntimeError:  # closed by another thread in this very moment
+            work.close()
+            raise _too_late() from None
+        try:
+            result, error = self._answer(box)
+        except BaseException:  # Ctrl-C, or the end: what was asked for is not wanted any more
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+            if not self._thread.is_alive():
+                work.close()
             raise
         if error is not None:
             raise error
-        return result
+        return cast("T", result)
 
     def drive(self, host: Host, command: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Run a command in the host's task, and meanwhile what it asks of this thread."""
+        if not self.alive:
+            raise _too_late()
         with self._turn:
             outcome: list[tuple[Any, BaseException | None]] = []
 
@@ -84,22 +123,17 @@ class Portal(CallerDesk):
                 outcome.append((result, error))
                 self._inbox.put(None)
 
-            self.loop.call_soon_threadsafe(host.commands.put_nowait, (command, done))
-            interrupted: BaseException | None = None
-            while True:
-                try:
-                    job = self._inbox.get()
-                    if job is None:
-                        break
+            def interrupt() -> None:
+                if not outcome:
+                    self.loop.call_soon_threadsafe(host.interrupt)
+
+            with CtrlC(lambda: self._inbox.put(interrupt)) as self._ctrl_c:
+                self.loop.call_soon_threadsafe(host.commands.put_nowait, (command, done))
+                while (job := self._answer(self._inbox)) is not None:
                     job()
-                except KeyboardInterrupt as pressed:
-                    if interrupted is not None:  # the second one forces the end
-                        raise
-                    interrupted = pressed
-                    self.loop.call_soon_threadsafe(host.task.cancel)
             result, error = outcome[0]
-            if interrupted is not None:
-                raise interrupted
+            if self._ctrl_c.pressed:
+                raise KeyboardInterrupt
             if error is not None:
                 raise error
             return result
@@ -118,7 +152,8 @@ class Portal(CallerDesk):
 
         def job() -> None:
             try:
-                found = function(*arguments)
+                with self._ctrl_c.let_through():
+                    found = function(*arguments)
             except KeyboardInterrupt:
                 self.loop.call_soon_threadsafe(settle, None, KeyboardInterrupt())
             except BaseException as error:  # noqa: BLE001  (it belongs to who asked)
@@ -136,27 +171,88 @@ class Portal(CallerDesk):
         self._thread.join(5.0)
 
 
+class CtrlC:
+    """While a thread waits for the private loop, Ctrl-C is noted: raised, it could lose a message.
+
+    The first one is told to `note`, a second one forces the end. A handler of the program's own is
+    left alone.
+    """
+
+    def __init__(self, note: Callable[[], None] = lambda: None) -> None:
+        self._note = note
+        self._through = False
+        self._ours = False
+        self.pressed = False
+
+    def __enter__(self) -> CtrlC:
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            signal.signal(signal.SIGINT, self._handle)
+            self._ours = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._through or self.pressed:
+            signal.default_int_handler(number, frame)
+        self.pressed = True
+        self._note()
+
+    @contextlib.contextmanager
+    def let_through(self) -> Iterator[None]:
+        """What blocks in code of the caller's can be interrupted."""
+        self._through = True
+        try:
+            yield
+        finally:
+            self._through = False
+
+
+def _too_late() -> ResourceClosed:
+    return ResourceClosed("The manager of this resource is closed, or belongs to another process.")
+
+
 class Host:
     """One task, alive from the start of a manager to its stop, that runs its commands."""
 
     def __init__(self, portal: Portal) -> None:
         self.commands: asyncio.Queue[Any] = asyncio.Queue()
+        self._portal = portal
+        self._busy = False
         self.task = portal.loop.create_task(self._live())
 
     async def _live(self) -> None:
         task = self.task
         while True:
-            command, done = await self.commands.get()
+            try:
+                command, done = await self.commands.get()
+            except asyncio.CancelledError:  # an interrupt that came too late for its command
+                if self._portal.closed:
+                    raise
+                task.uncancel()
+                continue
             if command is None:
                 return
+            self._busy = True
             try:
                 result = await command()
             except BaseException as error:  # noqa: BLE001  (it is raised in the thread that asked)
                 done(None, error)
             else:
                 done(result, None)
+            self._busy = False
             while task.cancelling():
                 task.uncancel()
+
+    def interrupt(self) -> None:
+        """Cancel the command under way; from the thread of the loop."""
+        if self._busy:
+            self.task.cancel()
 
     def end(self) -> None:
         """End the task; from the thread of the loop or not."""

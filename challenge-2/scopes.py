@@ -10,15 +10,16 @@ from apis import API, APIConnection
 from caches import Cache, CacheConnection
 from databases import Database, DatabaseConnection
 from failures import ResourceClosed, UnknownResource
-from portal import Blocking, Host, Portal
+from health import CHECK_SECONDS, HealthReport
+from outcomes import inherit
+from portal import Blocking, CtrlC, Host, Portal
 from queues import MessageQueue, QueueConnection
 from timelines import Report
 
 if TYPE_CHECKING:
-    from utils import Handle, HealthReport, ResourceManager
+    from utils import Handle, ResourceManager
 
 T = TypeVar("T")
-CHECK_SECONDS = 2.0  # for a resource to say whether it works
 
 
 class _Scope:
@@ -229,15 +230,21 @@ class SyncScope(_Scope):
 
     def stop(self, error: BaseException | None) -> BaseException | None:
         """Stop because of this error, or for no reason; return what has to surface."""
-        if self._stopped or self.portal.closed:  # a parent has closed this one with its portal
+        if self._stopped or not self.portal.alive:  # closed by a parent, or not of this process
             return error
-        self._stopped = True
-        try:
-            surfaced: BaseException | None = self.portal.drive(
-                self.host, lambda: self.manager.close_with(error)
-            )
-        finally:
-            self.host.end()
-            if self._own_portal:
-                self.portal.close()
-        return surfaced
+        with CtrlC() as ctrl_c:  # nothing here is skipped because of it
+            self._stopped = True
+            try:
+                surfaced: BaseException | None = self.portal.drive(
+                    self.host, lambda: self.manager.close_with(error)
+                )
+            finally:
+                self.host.end()
+                if self._own_portal:
+                    self.portal.close()
+        if not ctrl_c.pressed or isinstance(surfaced, KeyboardInterrupt):
+            return surfaced
+        pressed = KeyboardInterrupt()
+        if surfaced is not None:
+            inherit(pressed, surfaced)
+        return pressed

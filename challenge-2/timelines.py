@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from failures import described
+
+if TYPE_CHECKING:
+    from engine import Run
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,63 @@ def timing_of(owner: Timed, began: float, now: float) -> Timing:
         abandoned=owner.abandoned,
         degraded=owner.degraded,
     )
+
+
+def report_of(
+    run: Run | None,
+    owners: Iterable[Timed],
+    *,
+    name: str,
+    run_id: str,
+    now: float,
+    children: tuple[Report, ...],
+) -> Report:
+    """The timings of a run so far; of what is only declared, its names."""
+    if run is None:
+        declared = {owner.name: timing_of(owner, 0.0, 0.0) for owner in owners}
+        return Report(run_id=run_id, name=name, resources=declared)
+    timings = {owner.name: timing_of(owner, run.began_at, now) for owner in run.owners}
+    start = (run.started_at or now) - run.began_at
+    stop = (run.stopped_at or now) - run.stopping_at if run.stopping_at else 0.0
+    total = sum((t.acquire_s or 0.0) + (t.release_s or 0.0) for t in timings.values())
+    return Report(
+        run_id=run_id,
+        name=name,
+        resources=timings,
+        wall_s=start + stop,
+        sum_s=total,
+        saved_s=total - start - stop,
+        start_s=start,
+        stop_s=stop,
+        critical_path=critical_path(owner for owner in run.owners if not owner.late),
+        abandoned=run.abandoned,
+        lost=len(run.outcome.losses),
+        suppressed=run.suppressed,
+        degraded=tuple(name for name, timing in timings.items() if timing.degraded),
+        children=children,
+    )
+
+
+def figures_of(report: Report, *, full: bool, nested: list[dict[str, Any]]) -> dict[str, Any]:
+    """A report as counts, and in full with its timings."""
+    states = [timing.state for timing in report.resources.values()]
+    figures: dict[str, Any] = {
+        "manager": report.name,
+        "run_id": report.run_id,
+        "enabled": full,
+        "resources_total": len(states),
+        "in_use": states.count("ready"),
+        "released": states.count("released"),
+        "failed": states.count("failed"),
+        "abandoned": report.abandoned,
+        "lost": report.lost,
+        "nested": nested,
+    }
+    if full:
+        plain = report.as_dict()
+        for name in ("resources", "wall_s", "sum_s", "saved_s", "critical_path"):
+            figures[name] = plain[name]
+    return figures
 
 
 def critical_path(owners: Iterable[Timed]) -> tuple[str, ...]:

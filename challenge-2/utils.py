@@ -12,12 +12,10 @@ Everything starts in parallel along its needs, and stops in reverse. `engine.py`
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
@@ -45,13 +43,15 @@ from failures import (
     UnknownResource,
     described,
 )
+from graph import Graph, needs_of
+from health import CHECK_SECONDS, Health, HealthReport, ask, health_of
 from measures import MEASURES, Measures
-from openings import Deps, Resource, Retry, RetryingOpening, inferred_needs, is_sync, opening_of
+from openings import ENTERED_ONCE, Deps, Resource, Retry, RetryingOpening, is_sync, opening_of
 from portal import Portal
 from queues import Message, MessageQueue, QueueConnection
-from scopes import CHECK_SECONDS, AsyncScope, SyncScope
+from scopes import AsyncScope, SyncScope
 from threads import loop_is_running
-from timelines import Report, Timing, critical_path, timing_of
+from timelines import Report, Timing, figures_of, report_of
 
 if TYPE_CHECKING:
     from journal import EventLog
@@ -67,24 +67,6 @@ __all__ = [
 ]  # fmt: skip
 
 T = TypeVar("T")
-NAME = re.compile(r"[^\x00-\x1f]{1,128}")
-
-
-@dataclass(frozen=True)
-class Health:
-    """Whether one resource works: `healthy`, `degraded` (a stand-in serves) or `down`."""
-
-    status: str
-    seconds: float = 0.0
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class HealthReport:
-    """The worst of all resources, and each of them."""
-
-    status: str
-    resources: dict[str, Health]
 
 
 class Handle(Generic[T]):
@@ -139,18 +121,16 @@ class ResourceManager:
         self.enable_metrics = enable_metrics
         self.sequential = sequential
         self.on_lost = on_lost
-        self.run_id = ""
         self._options = (acquire_timeout, release_timeout, release_grace)
         self._events = events
         self._measures = (measures or MEASURES) if enable_metrics else None
         self._clock = clock
         self._owners: list[Owner] = []
-        self._by_name: dict[str, Owner] = {}
+        self._graph = Graph()
         self._declared: dict[str, tuple[Any, dict[str, Any]]] = {}
-        self._need_names: dict[str, tuple[str, ...]] = {}
-        self._awaited: dict[str, list[Owner]] = {}
-        self._in_order = True  # needs were always declared before those that need them
         self._run: Run | None = None
+        self._run_id = ""
+        self._entered = False
         self._scope: AsyncScope | SyncScope | None = None
         self._parent: ResourceManager | None = None
         self._children: list[ResourceManager] = []
@@ -204,10 +184,10 @@ class ResourceManager:
             raise ValueError(f'affinity is "owner" or "caller", not {affinity!r}.')
         if resource is self:
             raise ValueError("A manager cannot be its own resource.")
-        name = self._free_name(resource, name)
+        name = self._graph.free_name(resource, name)
         owner = self._owner(name, resource, options)
-        names = self._needs_of(resource, needs)
-        self._link(owner, names)
+        names = needs_of(resource, needs)
+        self._graph.link(owner, names)
         self._declared[name] = (resource, {**options, "needs": names})
         return owner
 
@@ -226,6 +206,11 @@ class ResourceManager:
         )  # fmt: skip
         retry = options.get("retry")
         if retry is not None or wait is not None:
+            if isinstance(resource, ENTERED_ONCE):
+                raise ValueError(
+                    f"Resource {name!r} can be entered only once, so that it cannot be tried again:"
+                    " give the function that makes it."
+                )
             policy = retry if isinstance(retry, Retry) else Retry(retry or 1, wait=wait or 0.0)
 
             def count(attempt: int) -> None:
@@ -241,77 +226,8 @@ class ResourceManager:
             )
         return owner
 
-    def _free_name(self, resource: Any, name: str | None) -> str:
-        if name is not None:
-            if not isinstance(name, str) or not NAME.fullmatch(name):
-                raise ValueError("A resource name is a string of 1 to 128 printable characters.")
-            if name in self._by_name:
-                raise ValueError(f"A resource named {name!r} exists already: choose another name.")
-            return name
-        given = getattr(resource, "name", None)
-        if not isinstance(given, str) or not NAME.fullmatch(given):
-            given = getattr(resource, "__name__", None) or type(resource).__name__.lstrip("_")
-            given = "resource" if given == "<lambda>" else given
-        candidate, number = given, 2
-        while candidate in self._by_name:
-            number = max(number, len(self._by_name))
-            candidate, number = f"{given}-{number}", number + 1
-        return candidate
-
-    def _needs_of(self, resource: Any, needs: Any) -> tuple[str, ...]:
-        if isinstance(needs, str):
-            needs = (needs,)
-        if needs:
-            return tuple(need.name if isinstance(need, Handle) else need for need in needs)
-        if isinstance(resource, Resource):
-            return tuple(resource.needs)
-        if callable(resource) and not is_sync(resource) and not hasattr(resource, "__aenter__"):
-            return inferred_needs(resource)
-        return ()
-
-    def _link(self, owner: Owner, names: tuple[str, ...]) -> None:
-        """Join the graph; refuse what closes a circle."""
-        waiting = self._awaited.get(owner.name, ())
-        if owner.name in names or (waiting and names):
-            self._refuse_cycle(owner.name, names)
-        self._by_name[owner.name] = owner
-        self._need_names[owner.name] = names
-        for name in names:
-            need = self._by_name.get(name)
-            if need is None:
-                self._awaited.setdefault(name, []).append(owner)
-                self._in_order = False
-            else:
-                owner.needs.append(need)
-                need.dependents.append(owner)
-        if waiting:
-            del self._awaited[owner.name]
-            for dependent in waiting:
-                dependent.needs.append(owner)
-                owner.dependents.append(dependent)
-
-    def _refuse_cycle(self, start: str, names: tuple[str, ...]) -> None:
-        came_from: dict[str, str] = dict.fromkeys(reversed(names), start)
-        stack = list(names)
-        while stack:
-            name = stack.pop()
-            if name == start:
-                path = [start]
-                step = came_from[start]
-                while step != start:
-                    path.append(step)
-                    step = came_from[step]
-                cycle = [start, *reversed(path[1:]), start]
-                raise DependencyCycle(
-                    "Resources need each other in a circle: " + " -> ".join(cycle), cycle=cycle
-                )
-            for need in self._need_names.get(name, ()):
-                if need not in came_from:
-                    came_from[need] = name
-                    stack.append(need)
-
     def _deps(self, name: str) -> Deps:
-        return Deps({need: self.value_of(need) for need in self._need_names[name]})
+        return Deps({need: self.value_of(need) for need in self._graph.needs[name]})
 
     @classmethod
     def for_pipeline(
@@ -343,12 +259,13 @@ class ResourceManager:
     async def _open(self, *, interrupts: bool = True) -> None:
         if self._run is not None:
             raise RuntimeError("A manager is used once: make a new one.")
-        if self._awaited:
-            self._refuse_unknown()
+        parent = self._parent
+        if parent is not None:
+            parent._in_use()
+        self._graph.refuse_unknown(lambda name: parent is not None and parent.knows(name))
         owners = self._owners
-        if self.sequential and not self._in_order:
+        if self.sequential and not self._graph.in_order:
             owners[:] = topological(owners)
-        self.run_id = uuid.uuid4().hex[:16]
         acquire, release, grace = self._options
         events = self._events
         self._run = run = Run(
@@ -362,8 +279,11 @@ class ResourceManager:
             self._measures.began(run)
         try:
             await run.start()
+            self._entered = True
         except BaseException as error:
             self._finish(run)
+            self._closing = self._closing or run.loop.create_future()
+            self._closing.set_result(None)
             if isinstance(error, (AcquireError, AcquireErrorGroup)):
                 report = self.report
                 error.report = report
@@ -372,19 +292,6 @@ class ResourceManager:
                         if isinstance(each, AcquireError):
                             each.report = report
             raise
-
-    def _refuse_unknown(self) -> None:
-        missing = {
-            name: [owner.name for owner in owners]
-            for name, owners in self._awaited.items()
-            if self._parent is None or not self._parent.knows(name)
-        }
-        if missing:
-            name, users = next(iter(missing.items()))
-            raise UnknownResource(
-                f"{users[0]!r} needs {name!r}, which is not declared. Declared are: "
-                + (", ".join(self._by_name) or "none")
-            )
 
     async def __aexit__(
         self,
@@ -410,21 +317,41 @@ class ResourceManager:
         loop = asyncio.get_running_loop()
         if loop is not run.loop:
             raise RuntimeError("The manager was entered in another event loop: leave it there.")
+        if self._closing is None:
+            self._refuse_other_task()
+        return await self._close(run, error)
+
+    async def _close(self, run: Run, error: BaseException | None) -> BaseException | None:
         if self._closing is not None:  # somebody stops it already, or has
             while not self._closing.done():
                 await asyncio.shield(self._closing)
+            await run.caller.leave_orphans(error)
             return error
-        if run.stack and asyncio.current_task() is not run.host:
-            raise RuntimeError("A resource of this manager has affinity='caller': only the task "
-                               "that entered it can close it.")  # fmt: skip
-        self._closing = closing = loop.create_future()
+        self._closing = closing = run.loop.create_future()
+        if not self._entered:  # the task that enters it gives up, and releases what was ready
+            run.withdraw()
+            await asyncio.shield(closing)
+            return error
         try:
             for child in reversed(self._children.copy()):
-                error = await child.close_with(error)
+                error = await _closed_with(child, error)
             return await run.stop(error)
         finally:
             self._finish(run)
             closing.set_result(None)
+
+    def _refuse_other_task(self) -> None:
+        """What lives in the task that entered can be left by no other."""
+        run = self._run
+        if run is None or not self._entered or run.caller.is_current:
+            return
+        if run.caller.stack:
+            raise RuntimeError(
+                f"A resource of manager {self.name!r} has affinity='caller': only the task that "
+                "entered it can close it."
+            )
+        for child in self._children:
+            child._refuse_other_task()
 
     def _finish(self, run: Run) -> None:
         if self._measures is not None:
@@ -454,7 +381,10 @@ class ResourceManager:
             self._rebind()
             self._scope = scope = SyncScope(self, portal, portal.host(), own_portal=own)
             portal.drive(scope.host, lambda: self._open(interrupts=False))
-        except BaseException:
+        except BaseException as error:
+            if scope is not None and self._entered:  # Ctrl-C in the moment in which all was ready
+                scope.stop(error)
+                raise
             if scope is not None:
                 scope.host.end()
             if own:
@@ -503,17 +433,18 @@ class ResourceManager:
 
     def knows(self, name: str) -> bool:
         """Whether there is a resource of this name, here or around."""
-        return name in self._by_name or (self._parent is not None and self._parent.knows(name))
+        return name in self._graph.by_name or (
+            self._parent is not None and self._parent.knows(name)
+        )
 
     def value_of(self, name: str) -> Any:
         """The value of a resource that is in use."""
-        owner = self._by_name.get(name)
+        owner = self._graph.by_name.get(name)
         if owner is None:
             if self._parent is not None and self._parent.knows(name):
                 return self._parent.value_of(name)
-            raise UnknownResource(
-                f"There is no resource {name!r}; there are: {', '.join(self._by_name) or 'none'}"
-            )
+            known = ", ".join(self._graph.by_name) or "none"
+            raise UnknownResource(f"There is no resource {name!r}; there are: {known}")
         if owner.loss is not None:
             raise ResourceLost(
                 f"Resource {name!r} was lost: {described(owner.loss)}", resource=name
@@ -528,9 +459,15 @@ class ResourceManager:
     async def acquire(self, resource: Any, name: str | None, needs: Any, **options: Any) -> Any:
         """Declare one more and wait until it is ready; the scopes call this."""
         run = self._in_use()
+        here = self.sequential or options.get("affinity") == "caller"
+        if here and not run.caller.is_current:
+            raise RuntimeError(
+                "With affinity='caller', or in a sequential manager, only the task that entered "
+                "it can acquire."
+            )
         owner = self._declare(resource, name, needs, **options)
         try:
-            for need in self._need_names[owner.name]:
+            for need in self._graph.needs[owner.name]:
                 self.value_of(need)
             return await run.acquire_late(owner)
         except AcquireError as error:
@@ -538,15 +475,7 @@ class ResourceManager:
             raise
         finally:
             if owner.state is not READY:
-                self._forget(owner)
-
-    def _forget(self, owner: Owner) -> None:
-        """A late one that failed is no part of the graph; its name can be used again."""
-        if self._by_name.get(owner.name) is owner and owner.optional is False:
-            for need in owner.needs:
-                need.dependents.remove(owner)
-            del self._by_name[owner.name]
-            self._awaited.clear()
+                self._graph.forget(owner)
 
     def _in_use(self) -> Run:
         run = self._run
@@ -556,18 +485,25 @@ class ResourceManager:
 
     def lost(self, name: str, error: BaseException) -> None:
         """Report from outside that a resource has died; from the thread of its loop."""
-        owner = self._by_name.get(name)
+        owner = self._graph.by_name.get(name)
         if owner is not None and self._run is not None:
             self._run.lose(owner, error)
 
     async def nest(self, manager: ResourceManager) -> AsyncScope:
         """Enter another manager inside this one; it closes before the resources of this one."""
-        self._in_use()
+        run = self._in_use()
+        here = manager.sequential or any(owner.here for owner in manager._graph.by_name.values())
+        if here and not run.caller.is_current:
+            raise RuntimeError(
+                f"A resource of manager {manager.name!r} has affinity='caller', or all have: only "
+                "the task that entered the outer manager can nest it."
+            )
         self.adopt(manager)
         try:
             return await manager.__aenter__()
         except BaseException:
-            self._children.remove(manager) if manager in self._children else None
+            if manager in self._children:
+                self._children.remove(manager)
             raise
 
     def adopt(self, manager: ResourceManager) -> None:
@@ -587,85 +523,31 @@ class ResourceManager:
     @property
     def report(self) -> Report:
         """The timings so far, or of the whole run once it is over."""
-        run = self._run
-        if run is None:
-            declared = {o.name: timing_of(o, 0.0, 0.0) for o in self._owners}
-            return Report(run_id="", name=self.name, resources=declared)
-        now = self._clock()
-        timings = {owner.name: timing_of(owner, run.began_at, now) for owner in run.owners}
-        start = (run.started_at or now) - run.began_at
-        stop = (run.stopped_at or now) - run.stopping_at if run.stopping_at else 0.0
-        total = sum((t.acquire_s or 0.0) + (t.release_s or 0.0) for t in timings.values())
-        return Report(
-            run_id=self.run_id,
-            name=self.name,
-            resources=timings,
-            wall_s=start + stop,
-            sum_s=total,
-            saved_s=total - start - stop,
-            start_s=start,
-            stop_s=stop,
-            critical_path=critical_path(owner for owner in run.owners if not owner.late),
-            abandoned=run.abandoned,
-            lost=len(run.losses),
-            suppressed=run.suppressed,
-            degraded=tuple(name for name, timing in timings.items() if timing.degraded),
+        return report_of(
+            self._run, self._owners, name=self.name, run_id=self.run_id, now=self._clock(),
             children=(*self._past_children, *(child.report for child in self._children)),
-        )
+        )  # fmt: skip
 
     def get_metrics(self) -> dict[str, Any]:
         """Counts and timings of this manager and those nested in it, as plain data."""
-        report = self.report
-        states = [timing.state for timing in report.resources.values()]
-        figures: dict[str, Any] = {
-            "manager": self.name,
-            "run_id": self.run_id,
-            "enabled": self.enable_metrics,
-            "resources_total": len(states),
-            "in_use": states.count("ready"),
-            "released": states.count("released"),
-            "failed": states.count("failed"),
-            "abandoned": report.abandoned,
-            "lost": report.lost,
-            "nested": [child.get_metrics() for child in self._children],
-        }
-        if self.enable_metrics:
-            full = report.as_dict()
-            figures["resources"] = full["resources"]
-            for name in ("wall_s", "sum_s", "saved_s", "critical_path"):
-                figures[name] = full[name]
-        return figures
+        nested = [child.get_metrics() for child in self._children]
+        return figures_of(self.report, full=self.enable_metrics, nested=nested)
 
     async def health(self, timeout: float = CHECK_SECONDS) -> HealthReport:
         """Ask every resource that can be asked, all at once, each within the timeout."""
-        owners = [owner for owner in self._by_name.values() if owner.acquiring_at]
-        answers = await asyncio.gather(*(self._ask(owner, timeout) for owner in owners))
-        found = dict(zip((owner.name for owner in owners), answers, strict=True))
-        statuses = {health.status for health in found.values()}
-        worst = next((s for s in ("down", "degraded") if s in statuses), "healthy")
-        return HealthReport(worst, found)
+        owners = [owner for owner in self._graph.by_name.values() if owner.acquiring_at]
+        return await health_of(owners, timeout, self._clock)
 
     async def probe(self, name: str, timeout: float = CHECK_SECONDS) -> Health:
         """Ask one resource."""
-        return await self._ask(self._by_name[name], timeout)
+        return await ask(self._graph.by_name[name], timeout, self._clock)
 
-    async def _ask(self, owner: Owner, timeout: float) -> Health:
-        began = self._clock()
-        if owner.state is not READY or owner.loss is not None:
-            error = described(owner.error or owner.loss) if owner.error or owner.loss else None  # type: ignore[arg-type]  # fmt: skip
-            return Health("degraded" if owner.optional else "down", 0.0, error or owner.status)
-        resource = getattr(owner.opening, "resource", None)
-        try:
-            if resource is not None:
-                async with asyncio.timeout(timeout):
-                    answer = resource.check(owner.value)
-                    if asyncio.iscoroutine(answer):
-                        await answer
-        except TimeoutError:
-            return Health("down", self._clock() - began, f"no answer within {timeout:g} s")
-        except Exception as error:  # noqa: BLE001  (whatever it is: the resource does not work)
-            return Health("down", self._clock() - began, described(error))
-        return Health("degraded" if owner.degraded else "healthy", self._clock() - began)
+    @property
+    def run_id(self) -> str:
+        """The id of this run in the connection log; none before it is entered."""
+        if not self._run_id and self._run is not None:
+            self._run_id = uuid.uuid4().hex[:16]
+        return self._run_id
 
     @property
     def running(self) -> Run | None:
@@ -697,7 +579,9 @@ class ResourceManager:
             on_lost=self.on_lost, events=self._events, measures=self._measures, clock=self._clock,
         )  # fmt: skip
         for name, (resource, options) in self._declared.items():
-            if not isinstance(resource, Resource) and not callable(resource):
+            if isinstance(resource, ENTERED_ONCE) or not (
+                isinstance(resource, Resource) or callable(resource)
+            ):
                 raise RuntimeError(  # noqa: TRY004  (not its type, but its second use is wrong)
                     f"Resource {name!r} is a context manager, which is used once; declare a "
                     "Resource or a factory to start the app again."
@@ -720,3 +604,13 @@ class ResourceManager:
         parent.adopt(child)
         async with child as scope:
             yield scope
+
+
+async def _closed_with(child: ResourceManager, error: BaseException | None) -> BaseException | None:
+    """Close a nested manager; a cancellation meanwhile is remembered."""
+    while (run := child.running) is not None:
+        try:
+            return await child._close(run, error)
+        except asyncio.CancelledError as cancelled:
+            error = cancelled  # it was being closed by another task already
+    return error  # it has not been entered yet, and will not be

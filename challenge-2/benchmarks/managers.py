@@ -63,8 +63,11 @@ class Sizes:
     cycles: int
 
 
-FULL = Sizes(15, 4000, (100, 1000), 15, (10, 100, 1000), 300, 10_000)
+FULL = Sizes(15, 4000, (10, 100, 1000), 15, (10, 100, 1000), 300, 10_000)
 SMOKE = Sizes(3, 400, (100,), 3, (10, 100), 60, 500)
+
+
+GOALS_FROM = 100  # resources; below that the fixed cost of a manager is a share of each
 
 
 class Trivial:
@@ -208,7 +211,7 @@ def per_resource(sizes: Sizes) -> list[Row]:
         ours[count] = median(samples["ours"])
         rows += _ratios(count, samples)
     if len(ours) > 1:
-        few, many = min(ours), max(ours)
+        few, many = sorted(ours)[-2:]
         ratio = ours[many] / ours[few]
         rows.append(
             Row(f"per resource, N={many:,}", _micro(ours[many]), f"N={few} {_micro(ours[few])}",
@@ -234,6 +237,7 @@ def _ratios(count: int, samples: dict[str, list[float]]) -> list[Row]:
             continue
         pairs = zip(samples[mine], samples[other], strict=True)
         ratio = median(a / b for a, b in pairs)
+        goal = goal if count >= GOALS_FROM else None
         rows.append(
             Row(f"{mine}, N={count:,}", _micro(median(samples[mine])),
                 f"{other} {_micro(median(samples[other]))}", ratio,
