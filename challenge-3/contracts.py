@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from types import FunctionType
 from typing import Any, Literal
 
+from calls import compare_calls, same_shape
 from signatures import (
     KEYWORD_ONLY,
     POSITIONAL,
@@ -31,10 +32,8 @@ from signatures import (
     Kind,
     Member,
     Param,
-    compare_calls,
     promises_await,
     read,
-    same_shape,
     text_of_parameters,
 )
 from subtyping import (
