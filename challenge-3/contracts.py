@@ -18,7 +18,9 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from typing_extensions import is_typeddict
 
 from calls import compare_calls, same_shape
 from signatures import (
@@ -32,12 +34,15 @@ from signatures import (
     Kind,
     Member,
     Param,
+    parameters_of,
     promises_await,
     read,
+    setter_of,
     text_of_parameters,
 )
 from subtyping import (
     EMPTY,
+    UNPACKS,
     UNRESOLVED,
     assignable,
     awaited,
@@ -47,6 +52,7 @@ from subtyping import (
     substitute,
     text_of,
     type_arguments,
+    upper_bound,
 )
 from versions import parse_version
 
@@ -147,11 +153,12 @@ def spec_of(
     any_of: bool = False,
     spaces: Any = None,
 ) -> ContractSpec:
-    """Read the members that a class declares: every public method and property in its body."""
+    """Read the members that a class declares: what is public or abstract in its body."""
     members = {
         name: member
         for name, value in vars(cls).items()
-        if not name.startswith("_") and name not in ATTRIBUTES and not isinstance(value, type)
+        if name not in ATTRIBUTES and not isinstance(value, type)
+        if not name.startswith("_") or getattr(value, "__isabstractmethod__", False)
         if (member := read(name, value, cls, spaces)).kind not in (Kind.DATA, Kind.NOTHING)
     }
     return ContractSpec(cls, members, attributes, any_of)
@@ -215,7 +222,25 @@ class _Examination:
             missing = [name for name in spec.members if not self.member(spec, name)]
             if missing and (not spec.any_of or len(missing) == len(spec.members)):
                 self.report_missing(spec, missing)
+        self.left_abstract()
         return self.found
+
+    def left_abstract(self) -> None:
+        """What no contract of ours demands, and yet keeps instances from being made."""
+        left = getattr(self.cls, "__abstractmethods__", frozenset())
+        for name in sorted(left.difference(*(spec.members for spec in self.specs))):
+            value, owner = self.lookup(name)
+            if not getattr(value, "__isabstractmethod__", False):
+                continue
+            if self.decorated:  # such as @dataclass(order=True), @total_ordering
+                self.found.defer(name, "field")
+                continue
+            file, line = self.class_place()
+            hint = f"Define {name}, or write `abstract=True` in the class statement."
+            self.found.violations.append(
+                Violation("C101", name, "a definition", f"abstract in {owner.__name__}", file,
+                          line, hint, owner.__name__)
+            )  # fmt: skip
 
     # --- attributes ---------------------------------------------------------------------------
 
@@ -339,6 +364,10 @@ class _Examination:
             if found.kind is Kind.NOTHING and source is EMPTY:
                 source = type(None)
             yield from self.returns(source, target)
+            yield from self.setting(spec, declared, found)
+            return
+        if found.kind is Kind.DESCRIPTOR:
+            yield from self.not_introspectable(declared, found)
             return
         if not found.has_self:
             yield Fault(
@@ -356,24 +385,20 @@ class _Examination:
         """Names, positions, defaults; of what the code takes and of what it says it takes."""
         wanted = declared.claimed
         if found.parameters is None:
-            if self.strict:
-                yield Fault(
-                    "C190", declared.text, "a callable without a signature",
-                    "Wrap it in a function that spells its parameters out.",
-                )  # fmt: skip
-            else:
-                self.found.defer(found.name, "types")
+            yield from self.not_introspectable(declared, found)
             return
         claimed = found.claimed if found.claimed is not None else found.parameters
         if wanted is None:
             return
+        wanted, claimed = _spelled_out(declared, wanted), _spelled_out(found, claimed)
         if claimed is found.parameters or same_shape(claimed, found.parameters):
             if not same_shape(wanted, claimed):
                 yield from compare_calls(wanted, claimed)
             return
         told = list(compare_calls(wanted, claimed))
         if told:
-            yield from told
+            if not self.is_answered_by_wrapper(wanted, found):
+                yield from told
         elif list(compare_calls(wanted, found.parameters)):
             real = text_of_parameters(found.parameters, bound=found.kind)
             yield Fault(
@@ -382,13 +407,47 @@ class _Examination:
                 "Let the decorator's wrapper pass on what it says: (self, *args, **kwargs).",
             )  # fmt: skip
 
+    def is_answered_by_wrapper(self, wanted: tuple[Param, ...], found: Member) -> bool:
+        """Whether a decorator's function that passes nothing on unseen takes all these calls."""
+        real = found.parameters or ()
+        passes_on = any(param.kind in (VAR_POSITIONAL, VAR_KEYWORD) for param in real)
+        return not passes_on and not list(compare_calls(wanted, real))
+
+    def not_introspectable(self, declared: Member, found: Member) -> Iterator[Fault]:
+        if self.strict:
+            yield Fault(
+                "C190", declared.text, f"{found.kind.value} without a signature",
+                "Wrap it in a function that spells its parameters out.",
+            )  # fmt: skip
+        else:
+            self.found.defer(found.name, "types")
+
+    def setting(self, spec: ContractSpec, declared: Member, found: Member) -> Iterator[Fault]:
+        """What can be assigned under the contract can be assigned here."""
+        if (setter := setter_of(declared.value)) is None:
+            return
+        source = self.contract_type(spec, declared, _assigned(setter, declared.annotation))
+        if (own := setter_of(found.value)) is not None:
+            target = self.found_type(found, _assigned(own, found.annotation))
+        elif found.name in (vars(found.owner).get("__annotations__") or ()):
+            target = self.found_type(found, found.annotation)
+        else:  # a value without annotation, or a descriptor
+            return
+        if assignable(source, target) is False:
+            yield Fault(
+                "C120", f"{text_of(source)} can be assigned", f"only {text_of(target)}",
+                f"Let it be set to {text_of(source)} or something wider.",
+            )  # fmt: skip
+
     # --- types --------------------------------------------------------------------------------
 
     def arguments_of(self, owner: type) -> Mapping[Any, Any]:
         if self._arguments is None:
             generic = any("__orig_bases__" in vars(base) for base in self.cls.__mro__)
             self._arguments = type_arguments(self.cls) if generic else {}
-        return self._arguments.get(owner, {})
+        found = self._arguments.setdefault(owner, {})
+        found[typing.Self] = self.cls
+        return found
 
     def contract_type(self, spec: ContractSpec, declared: Member, annotation: Any) -> Any:
         return self.typed(spec.cls, declared, annotation)
@@ -400,16 +459,17 @@ class _Examination:
         resolved = member.resolved(annotation)
         if resolved is UNRESOLVED:
             self.found.defer(member.name, "types")
-        elif resolved is typing.Self:
-            return self.cls
         return substitute(resolved, self.arguments_of(owner))
 
     def parameter_types(
         self, spec: ContractSpec, declared: Member, found: Member
     ) -> Iterator[Fault]:
-        for wanted, have in _pairs(declared.claimed or (), found.claimed or ()):
+        given = _spelled_out(declared, declared.claimed or ())
+        for wanted, have in _pairs(given, _spelled_out(found, found.claimed or ())):
             source = self.contract_type(spec, declared, wanted.annotation)
             target = self.found_type(found, have.annotation)
+            if isinstance(source, TypeVar) and self.is_free(source):
+                source = upper_bound(source)
             fits = assignable(source, target)
             if self.strict and have.annotation is EMPTY and wanted.annotation is not EMPTY:
                 fits = False
@@ -420,10 +480,21 @@ class _Examination:
                     f"Annotate '{have.name}' with {text_of(source)} or something wider.",
                 )  # fmt: skip
 
+    def is_free(self, variable: TypeVar) -> bool:
+        """Whether it belongs to the method, so that callers choose what it stands for."""
+        return not any(variable in getattr(base, "__parameters__", ()) for base in self.cls.__mro__)
+
+    def result_type(self, owner: type, member: Member) -> Any:
+        result = self.typed(owner, member, member.annotation)
+        if member.manager is None:
+            return result
+        items = typing.get_args(result)
+        return member.manager[items[0] if items else EMPTY]
+
     def outcome(self, spec: ContractSpec, declared: Member, found: Member) -> Iterator[Fault]:
         """Async or not, generator or not, and the type of what comes out in the end."""
-        target = self.contract_type(spec, declared, declared.annotation)
-        source = self.found_type(found, found.annotation)
+        target = self.result_type(spec.cls, declared)
+        source = self.result_type(found.owner, found)
         if found.parameters is None and found.color is Color.SYNC:
             return
         if has_awaitable_arm(target):
@@ -557,13 +628,14 @@ class _Examination:
 def _binding(declared: Member, found: Member) -> Fault | None:
     """C110: reached as the contract says."""
     expected, actual = declared.kind, found.kind
+    if actual is Kind.DESCRIPTOR:
+        return None
     if expected is Kind.PROPERTY:
         good = actual in (Kind.PROPERTY, Kind.DATA, Kind.NOTHING)
-        can_be_set = not isinstance(found.value, property) or found.value.fset is not None
-        if good and not can_be_set and getattr(declared.value, "fset", None) is not None:
+        if good and (lacking := _lacking(declared.value, found)):
             return Fault(
-                "C110", "a property that can be set", "a property without a setter",
-                f"Add `@{declared.name}.setter`.",
+                "C110", f"a property with a {lacking}", f"{_shown(found)} without a {lacking}",
+                f"Add `@{declared.name}.{lacking}`.",
             )  # fmt: skip
     elif expected is Kind.INSTANCE:
         good = actual in (Kind.INSTANCE, Kind.CLASS, Kind.STATIC)
@@ -580,6 +652,28 @@ def _binding(declared: Member, found: Member) -> Fault | None:
     if actual is Kind.DATA and isinstance(found.value, (int, str)):
         shown = f"{found.value!r:.60}"
     return Fault("C110", expected.value, shown, hint)
+
+
+def _lacking(declared: Any, found: Member) -> str | None:
+    """Which way of using the property of the contract is not there."""
+    of_property = isinstance(found.value, property)
+    is_final = typing.get_origin(found.annotation) is typing.Final or found.annotation is typing.Final
+    if getattr(declared, "fset", None) and (found.value.fset is None if of_property else is_final):
+        return "setter"
+    if of_property and getattr(declared, "fdel", None) and found.value.fdel is None:
+        return "deleter"
+    return None
+
+
+def _shown(found: Member) -> str:
+    return "a property" if isinstance(found.value, property) else "a Final value"
+
+
+def _assigned(setter: Any, otherwise: Any) -> Any:
+    """The annotation of what a setter is given; that of the getter where it has none."""
+    parameters = parameters_of(setter)
+    stated = parameters[1].annotation if len(parameters) > 1 else EMPTY
+    return otherwise if stated is EMPTY else stated
 
 
 def _declaration(declared: Member) -> str:
@@ -611,20 +705,38 @@ def _may_iterate(target: Any, color: Color) -> bool:
     return is_async is (color is Color.ASYNC_GENERATOR)
 
 
+def _spelled_out(member: Member, parameters: tuple[Param, ...]) -> tuple[Param, ...]:
+    """With the keys of `**options: Unpack[Options]` as the keywords that they are."""
+    if not parameters or parameters[-1].kind != VAR_KEYWORD or parameters[-1].annotation is EMPTY:
+        return parameters
+    annotation = member.resolved(parameters[-1].annotation)
+    options = typing.get_args(annotation)[0] if typing.get_origin(annotation) in UNPACKS else None
+    if not is_typeddict(options):
+        return parameters
+    keys = [
+        Param(key, KEYWORD_ONLY, key in options.__required_keys__, each)
+        for key, each in options.__annotations__.items()
+    ]
+    return (*parameters[:-1], *keys)
+
+
 def _pairs(wanted: tuple[Param, ...], found: tuple[Param, ...]) -> Iterator[tuple[Param, Param]]:
-    """Each parameter of the contract beside the one that receives its value."""
-    by_name = {p.name: p for p in found if p.kind in (POSITIONAL_ONLY, POSITIONAL, KEYWORD_ONLY)}
+    """Each parameter of the contract beside those that may receive its value."""
+    by_name = {p.name: p for p in found if p.kind in (POSITIONAL, KEYWORD_ONLY)}
     positions = [p for p in found if p.kind in (POSITIONAL_ONLY, POSITIONAL)]
     var = {p.kind: p for p in found if p.kind in (VAR_POSITIONAL, VAR_KEYWORD)}
     for index, param in enumerate(wanted):
         if param.kind in (VAR_POSITIONAL, VAR_KEYWORD):
             receiver = var.get(param.kind)
+            named = {p.name for p in wanted if p.kind != POSITIONAL_ONLY}
+            more = positions[index:] if param.kind == VAR_POSITIONAL else by_name.values()
+            yield from ((param, each) for each in more if each.name not in named)
         elif param.kind == KEYWORD_ONLY:
             receiver = by_name.get(param.name) or var.get(VAR_KEYWORD)
         else:
+            in_range = index < len(positions)
             receiver = by_name.get(param.name)
             if receiver is None or param.kind == POSITIONAL_ONLY:
-                in_range = index < len(positions)
                 receiver = positions[index] if in_range else var.get(VAR_POSITIONAL)
         if receiver is not None:
             yield param, receiver

@@ -5,12 +5,13 @@ from an instance, with self or cls already bound. Members are read from `__dict_
 `getattr`, so that nothing of a class under examination runs.
 """
 
+import contextlib
 import enum
 import functools
 import inspect
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class Kind(enum.Enum):
     STATIC = "a static method"
     PROPERTY = "a property"
     DATA = "a class attribute"
+    DESCRIPTOR = "a descriptor"
     NOTHING = "None"
 
 
@@ -84,6 +86,7 @@ class Member:
     color: Color = Color.SYNC
     inner_color: Color = Color.SYNC
     annotation: Any = EMPTY
+    manager: Any = None  # what `@contextmanager` makes of it
     spaces: Any = field(default=None, compare=False, repr=False)
 
     def resolved(self, annotation: Any) -> Any:
@@ -126,7 +129,7 @@ class Member:
         """How the member looks to a caller: `(self, data: int) -> bool`."""
         if self.kind is Kind.NOTHING:
             return "None"
-        if self.kind is Kind.DATA:
+        if self.kind in (Kind.DATA, Kind.DESCRIPTOR):
             return f"{text_of(self.annotation) or type(self.value).__name__} value"
         if self.kind is Kind.PROPERTY:
             return f"property -> {text_of(self.annotation) or 'anything'}"
@@ -266,7 +269,7 @@ def read(name: str, value: Any, owner: type, spaces: Any = None) -> Member:
     if isinstance(value, functools.partialmethod):
         return _partial_method(name, value, owner, spaces)
     if isinstance(value, functools.singledispatchmethod):
-        return _callable(name, value, owner, Kind.INSTANCE, value.func, spaces)
+        return _dispatched_by_type(read(name, value.func, owner, spaces), value)
     if isinstance(value, (types.MemberDescriptorType, types.GetSetDescriptorType)):
         return _data(name, value, owner, spaces)
     if callable(value):
@@ -283,12 +286,14 @@ def _callable(name: str, value: Any, owner: type, kind: Kind, outer: Any, spaces
     inner = outer
     claimed: Parameters | None = None
     returned: Any = EMPTY
+    manager = None
     if isinstance(outer, FunctionType):
         parameters: Parameters | None = parameters_of(outer)
         claimed = parameters
         returned = outer.__annotations__.get("return", EMPTY)
         if "__wrapped__" in outer.__dict__ or "__signature__" in outer.__dict__:
             inner = _innermost(outer)
+            manager = _MANAGERS.get(outer.__code__)
             if told := told_by_inspect(outer):
                 claimed, returned = told
     else:
@@ -308,8 +313,24 @@ def _callable(name: str, value: Any, owner: type, kind: Kind, outer: Any, spaces
         function=inner if isinstance(inner, FunctionType) else None,
         parameters=parameters, claimed=claimed, with_self=with_self, has_self=has_self,
         color=color_of(outer), inner_color=color_of(inner),
-        annotation=returned, spaces=spaces,
+        annotation=returned, manager=manager, spaces=spaces,
     )  # fmt: skip
+
+
+def _dispatched_by_type(member: Member, value: Any) -> Member:
+    """`singledispatchmethod` looks at the first argument, which must come by position."""
+    if not member.parameters:
+        return replace(member, value=value)
+    first = member.parameters[0]._replace(kind=POSITIONAL_ONLY)
+    parameters = (first, *member.parameters[1:])
+    return replace(member, value=value, parameters=parameters, claimed=parameters)
+
+
+# The functions that these decorators put before a generator all have the same code.
+_MANAGERS: dict[Any, Any] = {
+    contextlib.contextmanager(iter).__code__: contextlib.AbstractContextManager,  # type: ignore[attr-defined]
+    contextlib.asynccontextmanager(aiter).__code__: contextlib.AbstractAsyncContextManager,  # type: ignore[attr-defined, arg-type]
+}
 
 
 def _is_c_function(value: Any) -> bool:
@@ -383,9 +404,19 @@ def _property(name: str, value: Any, owner: type, spaces: Any) -> Member:
 def _data(name: str, value: Any, owner: type, spaces: Any) -> Member:
     declared = vars(owner).get("__annotations__", {})
     annotation = declared.get(name, EMPTY) if isinstance(declared, dict) else EMPTY
+    kind = Kind.DATA
     if annotation is EMPTY and not isinstance(value, types.MemberDescriptorType):
-        annotation = type(value)
-    return Member(name, value, owner, Kind.DATA, annotation=annotation, spaces=spaces)
+        if hasattr(type(value), "__get__"):  # what it gives is known to itself alone
+            kind = Kind.DESCRIPTOR
+        else:
+            annotation = type(value)
+    return Member(name, value, owner, kind, annotation=annotation, spaces=spaces)
+
+
+def setter_of(value: Any) -> FunctionType | None:
+    """The function that sets a property, where there is one."""
+    function = _innermost(value.fset) if isinstance(value, property) and value.fset else None
+    return function if isinstance(function, FunctionType) else None
 
 
 def promises_await(member: Member) -> bool:

@@ -203,7 +203,7 @@ class ContractEnforcerMeta(abc.ABCMeta):
             return super().__call__(*args, **kwargs)
 
     def __setattr__(cls, name: str, value: Any) -> None:
-        if name.startswith("_"):  # never a member of a contract
+        if name.startswith("_") and not _is_demanded(cls, name):
             type.__setattr__(cls, name, value)
         else:
             _change(cls, name, value)
@@ -258,7 +258,7 @@ def _admit(cls: type, definition: Definition, previous: type | None, frame: Any)
     specs = contracts_of(cls)
     found = examine(
         cls, specs, place=definition.place, spaces=_locals(frame),
-        decorated=_has_bare_annotations(cls, specs) and _is_decorated(frame),
+        decorated=_may_be_completed(cls, specs) and _is_decorated(frame),
     )  # fmt: skip
     for member in found.members.values():
         object.__setattr__(member, "spaces", None)  # do not keep the locals of a function alive
@@ -300,7 +300,8 @@ def _plugin(
 ) -> Plugin:
     version = parse_version(_static(cls, "version")) or parse_version(NO_VERSION)
     assert version is not None  # noqa: S101  (it was examined)
-    methods = [m.name for m in found.members.values() if m.kind in METHODS]
+    public = (m for m in found.members.values() if not m.name.startswith("_"))
+    methods = [m.name for m in public if m.kind in METHODS]
     definition.meters = {m: registry.meter(name, version.text, m) for m in methods}
     definition.plugin = Plugin(
         name=name,
@@ -368,7 +369,14 @@ def _static(cls: type, name: str) -> Any:
     return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
-def _has_bare_annotations(cls: type, specs: Iterable[ContractSpec]) -> bool:
+def _is_demanded(cls: type, name: str) -> bool:
+    return any(name in spec.members for spec in contracts_of(cls))
+
+
+def _may_be_completed(cls: type, specs: Iterable[ContractSpec]) -> bool:
+    """Whether a class decorator may still add what is wanted: slots, or `__lt__` and the like."""
+    if getattr(cls, "__abstractmethods__", None):
+        return True
     wanted = {n for spec in specs for n, m in spec.members.items() if m.kind is Kind.PROPERTY}
     return bool(wanted) and any(
         wanted & set(vars(base).get("__annotations__") or ()) - set(vars(base))
@@ -388,7 +396,7 @@ def _verify(cls: type) -> None:
 
 def _change(cls: type, name: str, value: Any) -> None:
     """Set or delete (GONE) an attribute of a class; a contract member is examined first."""
-    affected = [] if name.startswith("_") else list(_affected(cls, name))
+    affected = list(_affected(cls, name))
     if value is GONE and isinstance(vars(cls).get(name), dataclasses.Field):
         vars(cls)[DEFINITION].pending_fields = True  # @dataclass is at work: a slot may follow
         affected = []
