@@ -16,7 +16,7 @@ import linecache
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import FunctionType
 from typing import Any, Literal, TypeVar
 
@@ -161,7 +161,16 @@ def spec_of(
         if not name.startswith("_") or getattr(value, "__isabstractmethod__", False)
         if (member := read(name, value, cls, spaces)).kind not in (Kind.DATA, Kind.NOTHING)
     }
+    for name, member in members.items():
+        if name.startswith("__") and name != "__call__":  # `a < b`: nobody passes it by name
+            members[name] = replace(member, claimed=_by_position(member.claimed or ()))
     return ContractSpec(cls, members, attributes, any_of)
+
+
+def _by_position(parameters: tuple[Param, ...]) -> tuple[Param, ...]:
+    return tuple(
+        p._replace(kind=POSITIONAL_ONLY) if p.kind == POSITIONAL else p for p in parameters
+    )
 
 
 def contracts_of(cls: type) -> list[ContractSpec]:
@@ -328,7 +337,7 @@ class _Examination:
         declared = spec.members[name]
         value, owner = self.lookup(name)
         if value is GONE or self.is_contract(owner):
-            return declared.kind is Kind.PROPERTY and self.may_become_field(name)
+            return self.may_be_completed(declared)
         function = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
         if isinstance(value, property):
             function = value.fget
@@ -342,9 +351,12 @@ class _Examination:
             self.report(spec, declared, found, fault)
         return True
 
-    def may_become_field(self, name: str) -> bool:
-        """A property may be given by a slot, which is only there once a decorator has run."""
-        if self.decorated and self.is_annotated(name) and not self.is_field(name):
+    def may_be_completed(self, declared: Member) -> bool:
+        """A decorator that still has to run may give a property by a slot, or make `__lt__`."""
+        name = declared.name
+        may_be_slot = declared.kind is Kind.PROPERTY and self.is_annotated(name)
+        may_be_made = name.startswith("__") and name not in vars(self.cls)
+        if self.decorated and (may_be_made or may_be_slot and not self.is_field(name)):
             self.found.defer(name, "field")
             return True
         return False
@@ -657,7 +669,9 @@ def _binding(declared: Member, found: Member) -> Fault | None:
 def _lacking(declared: Any, found: Member) -> str | None:
     """Which way of using the property of the contract is not there."""
     of_property = isinstance(found.value, property)
-    is_final = typing.get_origin(found.annotation) is typing.Final or found.annotation is typing.Final
+    is_final = (
+        typing.get_origin(found.annotation) is typing.Final or found.annotation is typing.Final
+    )
     if getattr(declared, "fset", None) and (found.value.fset is None if of_property else is_final):
         return "setter"
     if of_property and getattr(declared, "fdel", None) and found.value.fdel is None:

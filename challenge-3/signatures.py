@@ -273,12 +273,17 @@ def read(name: str, value: Any, owner: type, spaces: Any = None) -> Member:
     if isinstance(value, (types.MemberDescriptorType, types.GetSetDescriptorType)):
         return _data(name, value, owner, spaces)
     if callable(value):
-        binds = hasattr(type(value), "__get__") and not isinstance(
+        binds = _is_descriptor(value) and not isinstance(
             value, (types.BuiltinFunctionType, functools.partial, type)
         )
         kind = Kind.INSTANCE if binds else Kind.STATIC
         return _callable(name, value, owner, kind, value, spaces)
     return _data(name, value, owner, spaces)
+
+
+def _is_descriptor(value: Any) -> bool:
+    mro = type.__getattribute__(type(value), "__mro__")
+    return any("__get__" in type.__getattribute__(base, "__dict__") for base in mro)
 
 
 def _callable(name: str, value: Any, owner: type, kind: Kind, outer: Any, spaces: Any) -> Member:
@@ -406,7 +411,7 @@ def _data(name: str, value: Any, owner: type, spaces: Any) -> Member:
     annotation = declared.get(name, EMPTY) if isinstance(declared, dict) else EMPTY
     kind = Kind.DATA
     if annotation is EMPTY and not isinstance(value, types.MemberDescriptorType):
-        if hasattr(type(value), "__get__"):  # what it gives is known to itself alone
+        if _is_descriptor(value):  # what it gives is known to itself alone
             kind = Kind.DESCRIPTOR
         else:
             annotation = type(value)

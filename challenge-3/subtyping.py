@@ -246,7 +246,9 @@ def _parts(arguments: tuple[Any, ...]) -> tuple[list[Any], Any, list[Any]] | Non
     last: list[Any] = []
     many: Any = EMPTY
     for each in arguments:
-        parts = _parts(typing.get_args(inner)) if (inner := _unpacked(each)) else ([each], EMPTY, [])
+        parts = (
+            _parts(typing.get_args(inner)) if (inner := _unpacked(each)) else ([each], EMPTY, [])
+        )
         if parts is None or (many is not EMPTY and parts[1] is not EMPTY):
             return None
         if many is EMPTY:

@@ -159,6 +159,8 @@ class ContractEnforcerMeta(abc.ABCMeta):
         **keywords: Any,
     ) -> Any:
         frame = _defining_frame()
+        if "__pydantic_generic_metadata__" in keywords:  # made by `Model[int]`, no class statement
+            register = False
         given = {"name": name, "abstract": abstract, "register": register}
         definition = Definition(given, (frame.f_code.co_filename, frame.f_lineno), cls_name)
         previous = None
@@ -203,7 +205,9 @@ class ContractEnforcerMeta(abc.ABCMeta):
             return super().__call__(*args, **kwargs)
 
     def __setattr__(cls, name: str, value: Any) -> None:
-        if name.startswith("_") and not _is_demanded(cls, name):
+        if name == "__bases__":
+            _change_bases(cls, value)
+        elif name.startswith("_") and not _is_demanded(cls, name):
             type.__setattr__(cls, name, value)
         else:
             _change(cls, name, value)
@@ -403,7 +407,13 @@ def _change(cls: type, name: str, value: Any) -> None:
     overrides = {
         (each, name): GONE for each in affected if name in vars(each)[DEFINITION].added
     } | {(cls, name): value}
-    found = [examine(each, contracts_of(each), overrides=overrides) for each in affected]
+    found = [
+        examine(
+            each, contracts_of(each), overrides=overrides,
+            decorated=vars(each)[DEFINITION].pending_fields,
+        )
+        for each in affected
+    ]  # fmt: skip
     if violations := [violation for each in found for violation in each.violations]:
         file, line = _caller()
         shown = "deleted" if value is GONE else f"set to {_shown(value)}"
@@ -415,6 +425,8 @@ def _change(cls: type, name: str, value: Any) -> None:
     if value is GONE:
         type.__delattr__(cls, name)
     else:
+        if name == "version":
+            _refuse_other_version(cls, value)
         type.__setattr__(cls, name, value)
     for each, findings in zip(affected, found, strict=True):
         definition: Definition = vars(each)[DEFINITION]
@@ -422,6 +434,40 @@ def _change(cls: type, name: str, value: Any) -> None:
             definition.added.discard(name)
             definition.originals.pop(name, None)
             _measure(each, definition, member, findings)
+
+
+def _refuse_other_version(cls: type, value: Any) -> None:
+    """The version is half of the key under which a class is registered."""
+    plugin: Plugin | None = vars(cls)[DEFINITION].plugin
+    if plugin and registry.peek(*plugin.key) is plugin and value != plugin.version.text:
+        file, line = _caller()
+        refusal = Violation(
+            "C150", "version", f"{plugin.version}, under which {plugin.name} is registered",
+            f"set to {_shown(value)}", file, line,
+            "Define a class with the new version; both can be registered.",
+        )  # fmt: skip
+        raise ContractViolationError(cls.__name__, [refusal])
+
+
+def _change_bases(cls: type, bases: tuple[type, ...]) -> None:
+    """Other bases, where the class and all below it still keep their contracts then."""
+    before = cls.__bases__
+    type.__setattr__(cls, "__bases__", bases)
+    below = [cls]
+    for each in below:
+        below.extend(sub for sub in type.__subclasses__(each) if sub not in below)
+    found: list[Violation] = []
+    for each in below:
+        definition = vars(each).get(DEFINITION)
+        if (
+            definition is not None
+            and SPEC not in vars(each)
+            and not definition.keywords["abstract"]
+        ):
+            found.extend(examine(each, contracts_of(each), place=definition.place).violations)
+    if found:
+        type.__setattr__(cls, "__bases__", before)
+        raise ContractViolationError(cls.__name__, found)
 
 
 def _affected(cls: type, name: str) -> Iterator[type]:
