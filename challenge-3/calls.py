@@ -86,13 +86,16 @@ class _Comparison:
                     f"Rename '{here.name}' to '{param.name}': callers may pass it by name.",
                 )  # fmt: skip
                 return
-        elif param.kind == POSITIONAL and here.kind == POSITIONAL_ONLY:
-            if not self.takes_names or here.required:
-                yield Fault(
-                    "C104", f"'{param.name}' also by name", f"'{here.name}' by position only",
-                    f"Move '/' so that '{param.name}' can be passed by name.",
-                )  # fmt: skip
-                return
+        elif (
+            param.kind == POSITIONAL
+            and here.kind == POSITIONAL_ONLY
+            and (here.required or not self.takes_names)
+        ):
+            yield Fault(
+                "C104", f"'{param.name}' also by name", f"'{here.name}' by position only",
+                f"Move '/' so that '{param.name}' can be passed by name.",
+            )  # fmt: skip
+            return
         if here.required and not param.required:
             yield _not_optional(param)
         if fault := self.filled_twice(index, here):

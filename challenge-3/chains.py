@@ -5,19 +5,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from annotations import EMPTY, UNRESOLVED, text_of
 from contracts import SPEC
+from generics import substitute, type_arguments
 from signatures import read
-from subtyping import (
-    EMPTY,
-    UNRESOLVED,
-    assignable,
-    awaited,
-    has_awaitable_arm,
-    is_awaitable,
-    substitute,
-    text_of,
-    type_arguments,
-)
+from subtyping import assignable, awaited, has_awaitable_arm, is_awaitable
 
 STAGES = ("validate", "transform", "process")  # in the order a plugin with several runs them
 

@@ -8,10 +8,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from contracts import ContractViolationError
+from admission import collecting
 from loading import PluginLoader
 from registry import Plugin, Registry
-from utils import collecting
+from violations import ContractViolationError
 
 
 def check(path: Path, say: list[str]) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
+from annotations import EMPTY, UNRESOLVED
 from chains import STAGES, report_of, types_of
 from registry import Plugin
-from subtyping import EMPTY, UNRESOLVED
 
 LARGEST_OUTPUT_BYTES = 8 * 1024 * 1024
 REPORTED_ERRORS = 20

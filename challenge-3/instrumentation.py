@@ -18,7 +18,6 @@ from time import perf_counter_ns
 from types import FunctionType
 from typing import Any
 
-from contracts import ContractRuntimeError, Violation, place_of_function
 from signatures import (
     KEYWORD_ONLY,
     POSITIONAL,
@@ -35,6 +34,7 @@ from signatures import (
     parameters_of,
 )
 from subtyping import is_awaitable
+from violations import ContractRuntimeError, Violation, place_of_function
 
 OFFSET_NS = 16  # added to every duration, so that four bits are always there to tell buckets apart
 BUCKETS = 64 * 8 + 16

@@ -23,9 +23,9 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from contracts import ContractViolationError
 from logs import get_logger
 from registry import Failure, Registry, RegistryError, loading_from
+from violations import ContractViolationError
 
 log = get_logger("plugins")
 

@@ -19,11 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_origin, overload
 
-import subtyping
-from contracts import ContractViolationError, Violation, contracts_of, place_of_class
+from annotations import text_of
+from contracts import contracts_of
 from instrumentation import Figures, Meter
 from signatures import read
+from subtyping import forget
 from versions import Version, default_of, parse_version
+from violations import ContractViolationError, Violation, place_of_class
 
 if TYPE_CHECKING:
     from utils import Processor, Transformer, Validator
@@ -429,7 +431,7 @@ class Registry:
                 self._families.pop(name, None)
         self.revision += 1
         if left:
-            subtyping.forget()
+            forget()
         for plugin in left:
             plugin.state = State.DRAINING
             self.drained(plugin)
@@ -533,10 +535,9 @@ def signature_of(cls: type) -> dict[str, Any]:
         found[name] = {
             "kind": member.kind.value,
             "color": member.color.value,
-            "returns": subtyping.text_of(member.annotation),
+            "returns": text_of(member.annotation),
             "parameters": [
-                [p.name, p.kind, p.required, subtyping.text_of(p.annotation)]
-                for p in member.claimed or ()
+                [p.name, p.kind, p.required, text_of(p.annotation)] for p in member.claimed or ()
             ],
         }
     return found

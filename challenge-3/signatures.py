@@ -10,12 +10,12 @@ import enum
 import functools
 import inspect
 import types
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from subtyping import EMPTY, is_awaitable, is_plain, resolve, text_of
+from annotations import EMPTY, is_plain, resolve, text_of
+from subtyping import is_awaitable
 
 RAW = "__contract_raw__"  # on a function that stands before a member: the member as it was written
 
@@ -333,8 +333,8 @@ def _dispatched_by_type(member: Member, value: Any) -> Member:
 
 # The functions that these decorators put before a generator all have the same code.
 _MANAGERS: dict[Any, Any] = {
-    contextlib.contextmanager(iter).__code__: contextlib.AbstractContextManager,  # type: ignore[attr-defined]
-    contextlib.asynccontextmanager(aiter).__code__: contextlib.AbstractAsyncContextManager,  # type: ignore[attr-defined, arg-type]
+    contextlib.contextmanager(iter).__code__: contextlib.AbstractContextManager,
+    contextlib.asynccontextmanager(aiter).__code__: contextlib.AbstractAsyncContextManager,
 }
 
 

@@ -7,25 +7,20 @@ file has no rule for pass.
 import collections
 import collections.abc as abc
 import enum
-import re
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any, Literal, NewType, TypeVar, TypeVarTuple
 
-import typing_extensions
 from typing_extensions import is_typeddict
 
-EMPTY: Any = type("EMPTY", (), {"__repr__": lambda _: "<no annotation>"})()
-UNRESOLVED: Any = type("UNRESOLVED", (), {"__repr__": lambda _: "<not resolvable yet>"})()
+import annotations
+from annotations import EMPTY, UNIONS, UNRESOLVED
+from generics import UNPACKS, bound_to, substitute
 
-_UNIONS = (typing.Union, types.UnionType)
-UNPACKS = (typing.Unpack, typing_extensions.Unpack)
 _WRAPPERS = (typing.ClassVar, typing.Final, typing.Required, typing.NotRequired)
 _PROMOTIONS: dict[Any, tuple[type, ...]] = {float: (int,), complex: (int, float)}
 _MAPPINGS = (abc.Mapping,)
+_ANY_TUPLE = (tuple, typing.Tuple)  # noqa: UP006  (its arguments are those of `tuple[()]`)
 # How the parameters of generic types of the standard library vary: i(nvariant), c(ovariant), or
 # contravariant (-).
 _VARIANCE: dict[type, str] = {
@@ -84,11 +79,11 @@ def _assignable(source: Any, target: Any) -> bool | None:
         return True
     if target in (typing.Never, typing.NoReturn):
         return False
-    if typing.get_origin(source) in _UNIONS:
+    if typing.get_origin(source) in UNIONS:
         return _all(assignable(arm, target) for arm in typing.get_args(source))
     if typing.get_origin(source) is Literal:
         return _all(_literal(value, target) for value in typing.get_args(source))
-    if typing.get_origin(target) in _UNIONS:
+    if typing.get_origin(target) in UNIONS:
         return _any(assignable(source, arm) for arm in typing.get_args(target))
     if typing.get_origin(target) is Literal:
         values = _all_values(source)
@@ -133,7 +128,7 @@ def _any(answers: Any) -> bool | None:
 
 
 def _literal(value: Any, target: Any) -> bool | None:
-    if typing.get_origin(target) in _UNIONS:
+    if typing.get_origin(target) in UNIONS:
         return _any(_literal(value, arm) for arm in typing.get_args(target))
     if typing.get_origin(target) is Literal:
         return any(type(v) is type(value) and v == value for v in typing.get_args(target))
@@ -160,7 +155,7 @@ def _nominal(source: Any, target: Any) -> bool | None:
     if not _is_subclass(source_class, target_class):
         return False
     wanted = typing.get_args(target)
-    if target_class is tuple and target not in (tuple, typing.Tuple):
+    if target_class is tuple and target not in _ANY_TUPLE:
         return _tuple(source, wanted)
     if not wanted:
         return True
@@ -218,7 +213,7 @@ def _variance(target: type, arguments: tuple[Any, ...]) -> str:
 
 def _tuple(source: Any, wanted: tuple[Any, ...]) -> bool | None:
     given = typing.get_args(source)
-    if typing.get_origin(source) is not tuple or source is typing.Tuple:
+    if typing.get_origin(source) is not tuple or source in _ANY_TUPLE:
         return None  # any tuple, or a named one: its fields would have to be read
     have, want = _parts(given), _parts(wanted)
     if have is None or want is None:
@@ -264,10 +259,10 @@ def _parts(arguments: tuple[Any, ...]) -> tuple[list[Any], Any, list[Any]] | Non
 def _unpacked(annotation: Any) -> Any:
     """The tuple behind a star, or None."""
     if getattr(annotation, "__unpacked__", False):  # *tuple[int, ...]
-        return tuple[typing.get_args(annotation)]  # type: ignore[misc]
+        return tuple.__class_getitem__(typing.get_args(annotation))
     if typing.get_origin(annotation) in UNPACKS:
         inner = typing.get_args(annotation)[0]
-        return tuple[inner] if isinstance(inner, TypeVarTuple) else inner
+        return tuple.__class_getitem__(inner) if isinstance(inner, TypeVarTuple) else inner
     return None
 
 
@@ -350,166 +345,7 @@ def _declared(source: type, target: type, arguments: tuple[Any, ...]) -> tuple[A
     return None
 
 
-# --- type variables ---------------------------------------------------------------------------
-
-
-def substitute(annotation: Any, values: Mapping[Any, Any]) -> Any:
-    """The annotation with type variables of all kinds, and Self, replaced."""
-    if not values or type(annotation) is type:
-        return annotation
-    if isinstance(annotation, (TypeVar, typing.ParamSpec)) or annotation is typing.Self:
-        return values.get(annotation, annotation)
-    try:
-        return _rebuilt(annotation, values)
-    except TypeError:  # it cannot be made of such arguments
-        return annotation
-
-
-def _rebuilt(annotation: Any, values: Mapping[Any, Any]) -> Any:
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is None or origin is Literal or not arguments:
-        return annotation
-    if origin is typing.Annotated:
-        return typing.Annotated[(substitute(arguments[0], values), *arguments[1:])]
-    if origin is abc.Callable:
-        takes = arguments[0]
-        if isinstance(takes, list):
-            takes = _spread(takes, values)
-        elif takes is not Ellipsis:
-            takes = substitute(takes, values)
-        return Callable[list(takes) if isinstance(takes, tuple) else takes,  # type: ignore[misc]
-                        substitute(arguments[-1], values)]  # fmt: skip
-    if origin in UNPACKS and isinstance(given := values.get(arguments[0]), tuple):
-        return typing.Unpack[tuple[given]]  # type: ignore[misc, valid-type]
-    new = tuple(_spread(arguments, values))
-    if new == arguments:
-        return annotation
-    return typing.Union[new] if origin in _UNIONS else origin[new]  # noqa: UP007
-
-
-def _spread(arguments: Iterable[Any], values: Mapping[Any, Any]) -> list[Any]:
-    """Each replaced; a starred type variable tuple by all that it stands for."""
-    found: list[Any] = []
-    for each in arguments:
-        inner = typing.get_args(each)[0] if typing.get_origin(each) in UNPACKS else None
-        if isinstance(inner, TypeVarTuple) and isinstance(values.get(inner), tuple):
-            found.extend(values[inner])
-        else:
-            found.append(substitute(each, values))
-    return found
-
-
-def bound_to(parameters: Sequence[Any], arguments: Sequence[Any]) -> dict[Any, Any]:
-    """Which argument stands for which parameter; for a type variable tuple it is a tuple."""
-    places = [i for i, each in enumerate(parameters) if isinstance(each, TypeVarTuple)]
-    if places and arguments:
-        first, behind = places[0], len(parameters) - places[0] - 1
-        last = max(first, len(arguments) - behind)
-        arguments = (*arguments[:first], tuple(arguments[first:last]), *arguments[last:])
-    return dict(zip(parameters, arguments, strict=False))
-
-
-def upper_bound(variable: TypeVar) -> Any:
-    """The type of everything that a type variable may stand for; EMPTY when it is not known."""
-    try:
-        if variable.__constraints__:
-            return typing.Union[variable.__constraints__]  # noqa: UP007
-        bound = variable.__bound__
-    except Exception:  # noqa: BLE001  (a bound of `class P[T: …]` is evaluated only now)
-        return EMPTY
-    return object if bound is None else EMPTY if holds_text(bound) else bound
-
-
-def type_arguments(cls: type) -> dict[type, dict[Any, Any]]:
-    """What the type variables of each generic base stand for, as seen from `cls`."""
-    found: dict[type, dict[Any, Any]] = {}
-
-    def walk(owner: type, values: Mapping[Any, Any]) -> None:
-        for base in vars(owner).get("__orig_bases__", owner.__bases__):
-            origin = typing.get_origin(base)
-            if origin is None:
-                if isinstance(base, type) and base is not object:
-                    walk(base, {})
-            elif isinstance(origin, type) and origin not in (typing.Generic, typing.Protocol):
-                given = _spread(typing.get_args(base), values)
-                inner = bound_to(getattr(origin, "__parameters__", ()), given)
-                found.setdefault(origin, {}).update(inner)
-                walk(origin, inner)
-
-    walk(cls, {})
-    return found
-
-
-# --- annotations as written -------------------------------------------------------------------
-
-
-def resolve(annotation: Any, names: Callable[[], tuple[dict[str, Any], dict[str, Any]]]) -> Any:
-    """The annotation without strings in it, or UNRESOLVED while one of its names is unknown.
-
-    Each is evaluated apart: `get_type_hints` loses all when one name exists for type checkers only.
-    """
-    if type(annotation) is type or not holds_text(annotation):
-        return annotation
-    holder = SimpleNamespace(__annotations__={"it": annotation})
-    try:
-        spaces = names()
-        return typing.get_type_hints(holder, *spaces, include_extras=True)["it"]
-    except Exception:  # noqa: BLE001  (an annotation may be any expression, and fail in any way)
-        return UNRESOLVED
-
-
-def holds_text(annotation: Any) -> bool:
-    """Whether there are strings in it that still have to be evaluated."""
-    try:
-        return _cached_holds_text(annotation)
-    except TypeError:  # it cannot be hashed
-        return _holds_text(annotation)
-
-
-def is_plain(annotation: Any) -> bool:
-    """Whether it means the same wherever it stands: no strings, no type variables, no Self."""
-    if type(annotation) is type:
-        return True
-    if annotation is typing.Self or isinstance(annotation, TypeVar):
-        return False
-    return not getattr(annotation, "__parameters__", ()) and not holds_text(annotation)
-
-
-def _holds_text(annotation: Any) -> bool:
-    if isinstance(annotation, (str, typing.ForwardRef)):
-        return True
-    if typing.get_origin(annotation) is Literal:
-        return False
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is typing.Annotated:
-        arguments = arguments[:1]
-    return any(
-        _holds_text(each) for part in arguments
-        for each in (part if isinstance(part, list) else (part,))
-    )  # fmt: skip
-
-
-_cached_holds_text = lru_cache(maxsize=8192)(_holds_text)
-_QUALIFIED = re.compile(r"(?:\w+\.)+(?=\w)")
-_LOCAL = re.compile(r"[\w.<>]+<locals>\.")
-
-
-def text_of(annotation: Any) -> str:
-    """The annotation as one would write it, without module names: the same on every host."""
-    if annotation is EMPTY:
-        return ""
-    if annotation is None or annotation is type(None):
-        return "None"
-    if isinstance(annotation, str):
-        return annotation
-    if isinstance(annotation, (TypeVar, NewType)):
-        return annotation.__name__
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation.__qualname__.rpartition("<locals>.")[2]
-    if typing.get_origin(annotation) in _UNIONS:
-        return " | ".join(map(text_of, typing.get_args(annotation)))
-    text = repr(annotation).replace("ForwardRef(", "(").replace("NoneType", "None")
-    return _QUALIFIED.sub("", _LOCAL.sub("", text))
+# --- what is awaited and iterated --------------------------------------------------------------
 
 
 def awaited(annotation: Any) -> Any:
@@ -534,7 +370,7 @@ def is_awaitable(annotation: Any) -> bool:
 def has_awaitable_arm(annotation: Any) -> bool:
     """Whether a union leaves it to the implementation to be async (`int | Awaitable[int]`)."""
     annotation = _plain(annotation)
-    if typing.get_origin(annotation) not in _UNIONS:
+    if typing.get_origin(annotation) not in UNIONS:
         return False
     return any(map(is_awaitable, typing.get_args(annotation)))
 
@@ -549,8 +385,6 @@ def is_iterator(annotation: Any) -> bool:
 
 
 def forget() -> None:
-    """Drop what the caches hold: a class that was unloaded must be able to die."""
+    """Drop what the cache holds: a class that was unloaded must be able to die."""
     _cached.cache_clear()
-    _cached_holds_text.cache_clear()
-    for clear in getattr(typing, "_cleanups", ()):  # List[X] and Generic[X] are remembered there
-        clear()
+    annotations.forget()

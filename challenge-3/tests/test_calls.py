@@ -3,6 +3,7 @@
 Python itself is the oracle: each signature becomes a function, which is called in every way.
 """
 
+import inspect
 from collections.abc import Iterator
 from itertools import combinations, permutations, product
 
@@ -35,11 +36,8 @@ def signatures() -> Iterator[Parameters]:
     kinds = (POSITIONAL_ONLY, POSITIONAL, KEYWORD_ONLY)
     for count in range(3):
         for names in permutations("abc", count):
-            for given in product(kinds, (True, False), repeat=count):
-                named = [
-                    Param(name, kind, required)
-                    for name, kind, required in zip(names, given[::2], given[1::2], strict=True)
-                ]
+            for given in product(product(kinds, (True, False)), repeat=count):
+                named = [Param(name, *each) for name, each in zip(names, given, strict=True)]
                 by_position = [p for p in named if p.kind != KEYWORD_ONLY]
                 in_order = named == sorted(named, key=lambda p: p.kind)
                 if not in_order or by_position != sorted(by_position, key=lambda p: not p.required):
@@ -54,12 +52,13 @@ def signatures() -> Iterator[Parameters]:
 
 
 def legal_calls(parameters: Parameters) -> tuple[int, list[str | None]]:
-    """Which of CALLS the signature allows (as bits), and what `a` is given in each."""
+    """Which of CALLS the signature allows (as bits), and what each parameter is given then."""
     space: dict[str, object] = {}
     text = text_of_parameters(parameters).replace("...", "None")
     exec(f"def function{text}: return locals()", space)
     function = space["function"]
-    bits, received = 0, []
+    bits = 0
+    received: list[str | None] = []
     for number, (positions, names) in enumerate(CALLS):
         try:
             bound = function(*range(positions), **dict.fromkeys(names, "by name"))  # type: ignore[operator]
@@ -90,8 +89,6 @@ def test_no_call_that_the_contract_allows_fails_where_nothing_is_reported() -> N
 
 def shape(text: str) -> Parameters:
     """The parameters of `def f(…)`."""
-    import inspect
-
     space: dict[str, object] = {}
     exec(f"def f{text}: ...", space)
     signature = inspect.signature(space["f"])  # type: ignore[arg-type]
