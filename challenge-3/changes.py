@@ -67,26 +67,15 @@ def _refuse_other_version(cls: type, value: Any) -> None:
         raise ContractViolationError(cls.__name__, [refusal])
 
 
-def change_bases(cls: type, bases: tuple[type, ...]) -> None:
-    """Other bases, where the class and all below it still keep their contracts then."""
-    before = cls.__bases__
-    type.__setattr__(cls, "__bases__", bases)
-    below: list[type] = [cls]
-    for each in below:
-        children: list[type] = type.__subclasses__(each)
-        below.extend(child for child in children if child not in below)
-    found: list[Violation] = []
-    for each in below:
-        definition = vars(each).get(DEFINITION)
-        if (
-            definition is not None
-            and SPEC not in vars(each)
-            and not definition.keywords["abstract"]
-        ):
-            found.extend(examine(each, contracts_of(each), place=definition.place).violations)
-    if found:
-        type.__setattr__(cls, "__bases__", before)
-        raise ContractViolationError(cls.__name__, found)
+def refuse_other_bases(cls: type) -> None:
+    """The bases are what the class was examined with, and measured."""
+    if vars(cls)[DEFINITION].plugin is not None:
+        file, line = _caller()
+        refusal = Violation(
+            "C150", "__bases__", f"those of the class statement of {cls.__name__}", "others",
+            file, line, "Define a class with the new bases.",
+        )  # fmt: skip
+        raise ContractViolationError(cls.__name__, [refusal])
 
 
 def _affected(cls: type, name: str) -> Iterator[type]:

@@ -14,7 +14,7 @@ from admission import (
     verify,
 )
 from chains import Chain
-from changes import change, change_bases, is_demanded
+from changes import change, is_demanded, refuse_other_bases
 from contracts import GONE, SPEC, spec_of
 
 
@@ -88,8 +88,8 @@ class ContractEnforcerMeta(abc.ABCMeta):
 
     def __setattr__(cls, name: str, value: Any) -> None:
         if name == "__bases__":
-            change_bases(cls, value)
-        elif name.startswith("_") and not is_demanded(cls, name):
+            refuse_other_bases(cls)
+        if name.startswith("_") and not is_demanded(cls, name):
             type.__setattr__(cls, name, value)
         else:
             change(cls, name, value)

@@ -8,7 +8,7 @@ import pickle
 import random
 import sys
 import threading
-from functools import partialmethod
+from functools import lru_cache, partialmethod, singledispatchmethod
 from typing import Any
 
 import pytest
@@ -186,6 +186,35 @@ class TestNothingElseChanges:
         assert Pickled.process.__module__ == __name__
         with pytest.raises(TypeError, match="process"):
             Pickled().process()  # type: ignore[call-arg]
+
+    def test_methods_that_are_no_plain_functions_keep_theirs(self) -> None:
+        class P(Processor[int, int]):
+            @lru_cache  # noqa: B019  (the class does not outlive the test)
+            def process(self, data: int) -> int:
+                """Look it up."""
+                return data
+
+        class Q(Contract, attributes="none"):
+            def f(self, data: Any, /) -> Any: ...
+
+        class D(Q):
+            @singledispatchmethod
+            def f(self, data: Any, /) -> Any:
+                return "anything"
+
+            @f.register
+            def _(self, data: int) -> Any:
+                return "a number"
+
+        D.f.register(str, lambda _, data: f"a text{data}")  # type: ignore[attr-defined]
+        plugin = P()
+        assert [plugin.process(1), plugin.process(1)] == [1, 1]
+        assert P.process.cache_info().hits == 1
+        assert str(inspect.signature(plugin.process)) == "(data: int) -> int"
+        assert (P.process.__doc__, P.process.__name__) == ("Look it up.", "process")
+        assert P.process.__qualname__.endswith("P.process")
+        assert [D().f(None), D().f(1), D().f("")] == ["anything", "a number", "a text"]
+        assert (calls("P"), calls("D", "f")) == (2, 3)
 
     def test_pickling_survives(self) -> None:
         assert pickle.loads(pickle.dumps(Pickled.process)) is Pickled.process
