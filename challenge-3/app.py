@@ -39,6 +39,7 @@ from models import (
     PluginFigures,
     PluginInfo,
 )
+from probing import Probe
 from settings import Settings
 from utils import (
     CAPABILITIES,
@@ -81,9 +82,17 @@ class Service:
         self.settings = settings
         self.registry = plugins
         self.entry_points = points
-        self.loader = PluginLoader(plugins, settings.plugins_dir)
+        self.loader = PluginLoader(
+            plugins, settings.plugins_dir, Probe(settings.load_timeout_seconds)
+        )
         self.dispatcher = Dispatcher(plugins, settings.call_timeout_seconds)
         self.cluster: cluster.Cluster | None = None
+
+    async def found(self, name: str, version: str | None = None) -> Plugin:
+        """Like `find`; for a name that is not there yet, distributions are imported in a thread."""
+        if name in self.registry:
+            return self.find(name, version)
+        return await run_in_threadpool(self.find, name, version)
 
     def find(self, name: str, version: str | None = None) -> Plugin:
         """The record, whatever its state; 404 names near ones."""
@@ -92,9 +101,9 @@ class Service:
         except UnknownPluginError as error:
             raise web.Problem(404, str(error)) from None
 
-    def serving(self, name: str, version: str | None = None) -> Plugin:
+    async def serving(self, name: str, version: str | None = None) -> Plugin:
         """The record of a plugin that serves; else 404 or 409."""
-        self.find(name, version)
+        await self.found(name, version)
         try:
             return self.registry.plugin(name, version)
         except PluginDisabledError as error:
@@ -218,7 +227,7 @@ def _add_calls(app: FastAPI, service: Service) -> None:
             raise web.Problem(400, str(error)) from None
         except ValidationError as error:
             raise _does_not_fit(errors_of(error)) from None
-        plugins = [service.serving(*_name_and_version(step)) for step in asked.steps]
+        plugins = [await service.serving(*_name_and_version(step)) for step in asked.steps]
         for plugin in plugins:
             if not plugin.capabilities:
                 raise web.Problem(
@@ -249,7 +258,7 @@ def _add_calls(app: FastAPI, service: Service) -> None:
 def _caller(service: Service, method: str) -> Callable[[Request], Any]:
     async def call(request: Request) -> Response:
         path = request.path_params
-        plugin = service.serving(path["name"], path.get("version"))
+        plugin = await service.serving(path["name"], path.get("version"))
         body = await _body(request)
         try:
             with _answering_refusals():
@@ -333,7 +342,7 @@ def _add_registry_routes(app: FastAPI, service: Service) -> None:
     )  # fmt: skip
     async def figures(name: Name) -> PluginFigures:
         """Calls, errors, cancellations and percentiles of each method."""
-        return _figures(service.find(name))
+        return _figures(await service.found(name))
 
     @app.get(
         "/plugins/{name}/{version}", tags=["registry"], summary="One version of a plugin",
@@ -351,7 +360,7 @@ def _add_registry_routes(app: FastAPI, service: Service) -> None:
     )  # fmt: skip
     async def version_figures(name: Name, version: VersionText) -> PluginFigures:
         """Calls, errors, cancellations and percentiles of each method."""
-        return _figures(service.find(name, version))
+        return _figures(await service.found(name, version))
 
     @app.get(
         "/contracts", tags=["registry"], summary="The contracts, and who keeps them",
