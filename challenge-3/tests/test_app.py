@@ -61,6 +61,14 @@ class Lies(Processor[str, Moved]):
             return None
         return object()
 
+class Passes(PluginBase):
+    def process(self, data):
+        return data
+
+class PassesLater(PluginBase):
+    async def process(self, data):
+        return data
+
 class Numbers(PluginBase):
     def process(self, data):
         return {"nan": float("nan"), "inf": float("inf"), "big": "x" * 9_000_000,
@@ -82,6 +90,10 @@ class RaisesLater(PluginBase):
 
 class Refuses(PluginBase):
     def process(self, data: Any) -> Any:
+        if data == "without reason":
+            raise InvalidInput([])
+        if data == "at length":
+            raise InvalidInput([("/\\ud800" * 50_000, "\\ud800" * 100_000)] * 1000)
         raise InvalidInput([("/x", "Not that one.")])
 
 class Sleeps(PluginBase):
@@ -179,6 +191,11 @@ class TestCalls:
         assert "too long" not in answer.text
 
     def test_a_plugin_may_refuse_its_input(self, served: Any) -> None:
+        for data in ("without reason", "at length"):
+            answer = served.post("/plugins/Refuses/process", data)
+            assert answer.status_code == 422
+            assert len(answer.content) < 4096
+            assert problem_of(answer)["detail"]
         answer = served.post("/plugins/Refuses/process", 1)
         assert answer.status_code == 422
         assert problem_of(answer)["errors"] == [{"pointer": "/x", "message": "Not that one."}]
@@ -249,6 +266,7 @@ class TestCalls:
             (b"[" * 100_000, {}, 400), (b'{"a":' * 100_000, {}, 400), (b"1" * 10_000, {}, 400),
             (b"1", {"content-type": "text/plain"}, 415), (b"1", {"content-type": ""}, 415),
             (b'"' + b"x" * 1_100_000 + b'"', {}, 413),
+            (b"-1" + b"0" * 400, {}, 400), (b'{"x": 1' + b"0" * 400 + b', "y": 1}', {}, 400),
             (b"1", {"origin": "http://evil.example"}, 403),
             (b"1", {"host": "evil.example"}, 403),
         ],
@@ -326,6 +344,20 @@ class TestChains:
         assert answer.status_code == 422
         assert "Joint 1, between Moves.process and Lies.process" in problem_of(answer)["detail"]
 
+    @pytest.mark.parametrize("first", ["Passes", "PassesLater"])
+    def test_what_comes_from_an_untyped_step_becomes_what_the_next_takes(
+        self, served: Any, first: str
+    ) -> None:
+        for data, status in (({"x": 1, "y": 2}, 200), ({"x": "no"}, 422), ("text", 422)):
+            answer = served.post("/chains/run", {"steps": [first, "Moves"], "data": data})
+            assert answer.status_code == status, answer.text
+            if status == 200:
+                assert answer.json() == {"x": 3}
+            else:
+                problem = problem_of(answer)
+                assert "step 2, Moves.process" in problem["detail"]
+                assert problem["errors"][0]["pointer"] == "/steps"
+
     def test_async_steps_are_awaited_and_timed(self, served: Any) -> None:
         steps = ["SleepsLater", "Sleeps"]
         assert served.post("/chains/run", {"steps": steps, "data": 0.01}).json() == 0.01
@@ -346,6 +378,7 @@ class TestChains:
             ({"steps": ["Raises"], "data": "exit"}, 500),
             ({"steps": ["Lies"], "data": "changed"}, 500),
             ({"steps": ["Refuses"], "data": 1}, 422),
+            ({"steps": ["Refuses"], "data": "at length"}, 422),
         ],
     )
     def test_what_goes_wrong_is_a_problem(self, served: Any, asked: Any, status: int) -> None:
