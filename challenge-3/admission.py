@@ -113,11 +113,14 @@ def _plugin(
     return definition.plugin
 
 
-def measure(cls: type, definition: Definition, member: Member, found: Findings) -> None:
-    """Put a measuring function before a method, where it is one that is measured."""
+def measure(cls: type, definition: Definition, member: Member, found: Findings) -> bool:
+    """Put a measuring function before a method, where it is one that is measured.
+
+    In one step, so that no call of another thread is missed when a method is exchanged.
+    """
     meter = definition.meters.get(member.name)
     if meter is None:
-        return
+        return False
     deferred = found.deferred.get(member.name, set()) - {"field"}
     made = measured(member, cls, meter, deferred, functools.partial(verify, cls))
     if member.owner is cls:
@@ -125,6 +128,7 @@ def measure(cls: type, definition: Definition, member: Member, found: Findings) 
     else:
         definition.added.add(member.name)
     type.__setattr__(cls, member.name, made)
+    return True
 
 
 def undo(namespace: dict[str, Any], definition: Definition) -> None:

@@ -42,16 +42,17 @@ def change(cls: type, name: str, value: Any) -> None:
         raise ContractViolationError(cls.__name__, [change, *violations])
     if value is GONE:
         type.__delattr__(cls, name)
-    else:
-        if name == "version":
-            _refuse_other_version(cls, value)
-        type.__setattr__(cls, name, value)
+    elif name == "version":
+        _refuse_other_version(cls, value)
+    is_set = value is GONE
     for each, findings in zip(affected, found, strict=True):
         definition: Definition = vars(each)[DEFINITION]
         if (member := findings.members.get(name)) is not None:
             definition.added.discard(name)
             definition.originals.pop(name, None)
-            measure(each, definition, member, findings)
+            is_set |= measure(each, definition, member, findings) and each is cls
+    if not is_set:
+        type.__setattr__(cls, name, value)
 
 
 def _refuse_other_version(cls: type, value: Any) -> None:

@@ -62,6 +62,36 @@ class TestCounts:
         figures = registry.plugin("P").figures()["process"]
         assert (figures.calls, figures.errors) == (800_000, 80_000)
 
+    def test_no_call_is_missed_while_a_method_is_exchanged(self) -> None:
+        class P(Processor[int, int]):
+            def process(self, data: int) -> int:
+                return data
+
+        stop = threading.Event()
+        made = [0] * 4
+
+        def work(number: int) -> None:
+            plugin = P()
+            while not stop.is_set():
+                plugin.process(1)
+                made[number] += 1
+
+        switching = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+            for thread in threads:
+                thread.start()
+            for _ in range(50):
+                P.process = lambda self, data: data  # type: ignore[method-assign]
+            stop.set()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(switching)
+
+        assert calls("P") == sum(made)
+
     def test_a_call_is_counted_once_through_super_and_inheritance(self) -> None:
         class Parent(Processor[int, int]):
             def process(self, data: int) -> int:
