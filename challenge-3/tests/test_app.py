@@ -327,6 +327,31 @@ class TestTime:
         assert time.monotonic() - started < 5  # the calls would take 60
 
 
+class TestMethods:
+    @pytest.mark.parametrize(
+        ("path", "allowed"),
+        [
+            ("/plugins", "GET"), ("/plugins/Moves", "GET"), ("/plugins/Moves/1.0.0", "GET"),
+            ("/plugins/Moves/process", "POST"), ("/plugins/Moves/1.0.0/process", "POST"),
+            ("/plugins/reload", "POST"), ("/plugins/Moves/enable", "POST"),
+            ("/plugins/Moves/1.0.0/disable", "POST"), ("/plugins/failed", "GET"),
+            ("/plugins/Moves/metrics", "GET"), ("/chains/run", "POST"),
+        ],
+    )  # fmt: skip
+    def test_every_path_names_its_own_method(self, served: Any, path: str, allowed: str) -> None:
+        """No path is taken for a plugin or a version that is called like it."""
+        with served.client() as client:
+            for method in {"GET", "POST", "PUT", "DELETE", "OPTIONS"} - {allowed}:
+                answer = client.request(method, path)
+                assert (answer.status_code, answer.headers.get("allow")) == (405, allowed), method
+
+    def test_without_a_token_admin_paths_do_not_exist(self, bundled_server: Any) -> None:
+        with bundled_server.client() as client:
+            for path in ("reload", "Describe/enable", "Describe/1.0.0/disable", "Describe/reload"):
+                for method in ("GET", "POST", "PUT", "OPTIONS"):
+                    assert client.request(method, f"/plugins/{path}").status_code == 404
+
+
 class TestChains:
     def test_the_answer_is_the_output_of_the_last(self, served: Any) -> None:
         answer = served.post("/chains/run", {"steps": ["Moves@1.0.0"], "data": {"x": 1, "y": 2}})
