@@ -6,7 +6,6 @@ nothing. What it registers becomes visible when it has ended well. Whatever it r
 listed; whether it ends at all is found out in another process first (`probing`).
 """
 
-import datetime as dt
 import hashlib
 import importlib.metadata
 import linecache
@@ -239,7 +238,6 @@ class PluginLoader:
             error=_text_of(error, self.directory),
             file=path.name,
             line=_line_of(error, str(path)),
-            at=_now(),
         )
         self.registry.failures[path.name] = failure
         log.warning(
@@ -302,10 +300,6 @@ def _text_of(error: BaseException, directory: Path) -> str:
     if isinstance(error, (ContractViolationError, OSError, DoesNotLoad)) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds").removesuffix("+00:00") + "Z"
 
 
 # --- installed distributions ------------------------------------------------------------------
@@ -394,7 +388,7 @@ class EntryPoints:
                 raise
             text = f"{label}: {_text_of(error, Path())}"
             self.registry.failures[f"{point.name} of {label}"] = Failure(
-                phase="entry point", name=point.name, error=text, at=_now()
+                phase="entry point", name=point.name, error=text
             )
             log.warning("plugin_failed", entry_point=point.name, distribution=label, error=text)
             return False

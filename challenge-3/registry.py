@@ -5,6 +5,7 @@ under a lock. What is registered while a transaction is open in this context (a 
 is collected there and becomes visible all at once, or not at all.
 """
 
+import datetime as dt
 import difflib
 import enum
 import hashlib
@@ -83,6 +84,10 @@ class Source(Protocol):
         """Whether the class was defined by what is being read."""
 
 
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds").removesuffix("+00:00") + "Z"
+
+
 @dataclass(frozen=True)
 class Failure:
     """Something that could not be loaded or served, and why."""
@@ -92,7 +97,7 @@ class Failure:
     name: str | None = None
     file: str | None = None
     line: int | None = None
-    at: str = ""
+    at: str = field(default_factory=_now)
 
 
 class InProcess:
@@ -240,7 +245,8 @@ class Registry:
         # One that was replaced a moment ago still serves whoever has found it.
         if found.state in (State.DISABLED, State.CONFLICT):
             raise PluginDisabledError(
-                f"{name} {found.version} is {found.state.value}"
+                f"{name} {found.version} is {'in ' * (found.state is State.CONFLICT)}"
+                f"{found.state.value}"
                 f"{': ' + found.reason if found.reason else ''}."
             )
         return found
