@@ -8,6 +8,7 @@ The root's own `*_test.py` count as a folder called `.`.
 import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -158,6 +159,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 # --- for the tests of every folder ------------------------------------------------------------
+
+
+def pytest_configure() -> None:
+    """Make Ctrl-C work in what the tests start, also under a shell's `&`, which has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -832,12 +832,12 @@ def _describe_problems(document: dict[str, Any], *, secured: bool) -> None:
             if "422" in responses:
                 responses["422"] = {"description": "Unprocessable Content", "content": content}
             responses.setdefault("default", {"description": "A problem.", "content": content})
-            if secured and path not in HEALTH_PATHS:
-                operation["security"] = [{"apiKey": []}]
+            if secured and path not in HEALTH_PATHS:  # beside what the operation itself asks for
+                own = operation.get("security") or [{}]
+                operation["security"] = [{**each, "apiKey": []} for each in own]
     if secured:
-        components["securitySchemes"] = {
-            "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"}
-        }
+        schemes = components.setdefault("securitySchemes", {})
+        schemes["apiKey"] = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
 
 
 # --- logs -------------------------------------------------------------------------------------

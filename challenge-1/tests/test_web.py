@@ -15,7 +15,8 @@ from typing import Any
 import httpx2
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 from prometheus_client.core import GaugeMetricFamily
 from pydantic import BaseModel, Field
 
@@ -309,3 +310,16 @@ def test_the_documents_error_shape_replaces_the_frameworks() -> None:
     for status in ("404", "422", "default"):
         assert list(responses[status]["content"]) == ["application/problem+json"]
     assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_a_key_is_documented_beside_the_scheme_an_operation_has_of_its_own() -> None:
+    app = build(api_key="sesame")
+
+    @app.post("/admin", dependencies=[Depends(HTTPBearer(auto_error=False))])
+    async def admin() -> None:
+        raise AssertionError("not reached")
+
+    document = app.openapi()
+    assert document["paths"]["/admin"]["post"]["security"] == [{"HTTPBearer": [], "apiKey": []}]
+    assert document["paths"]["/things"]["post"]["security"] == [{"apiKey": []}]
+    assert set(document["components"]["securitySchemes"]) == {"apiKey", "HTTPBearer"}

@@ -5,7 +5,6 @@ import contextlib
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 START_SECONDS = 60
@@ -108,9 +108,12 @@ class Process:
         raise AssertionError(f"{self.name} did not start")
 
     def kill(self) -> None:
-        """End it and its children at once."""
+        """End it and its children, which may lead sessions of their own (PostgreSQL's do)."""
         if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            parent = psutil.Process(self.process.pid)
+            for each in (*parent.children(recursive=True), parent):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
             self.process.wait()
 
 
