@@ -13,6 +13,8 @@ import httpx2
 import pytest
 from jsonschema import Draft202012Validator
 
+from web import HEALTH_PATHS
+
 pytestmark = [pytest.mark.webhook, pytest.mark.integration]
 
 FOLDER = Path(__file__).resolve().parent.parent
@@ -575,6 +577,25 @@ class TestAdmin:
 
 
 class TestDocumentation:
+    def test_with_an_api_key_admin_operations_declare_both_schemes(
+        self, make_server: Callable[[], Any]
+    ) -> None:
+        server = make_server()
+        server.start(ADMIN_TOKEN="sesame", API_KEY="open")
+        with server.client(headers={"X-API-Key": "open"}) as client:
+            document = client.get("/openapi.json").json()
+            assert set(document["components"]["securitySchemes"]) == {"HTTPBearer", "apiKey"}
+            for path, item in document["paths"].items():
+                for operation in item.values():
+                    wanted: dict[str, list[str]] = {"apiKey": []}
+                    if "admin" in operation["tags"]:
+                        wanted["HTTPBearer"] = []
+                    if path not in HEALTH_PATHS:
+                        assert operation["security"] == [wanted], path
+            assert client.post("/plugins/reload").status_code == 401
+            assert client.post("/plugins/reload", headers=TOKEN).status_code == 200
+        assert server.post("/plugins/reload", headers=TOKEN).status_code == 401
+
     def test_every_documented_example_succeeds_as_shown(self, make_server: Any) -> None:
         server = make_server().start(PLUGINS_DIR="default", ADMIN_TOKEN="sesame")
         document = server.get("/openapi.json")
