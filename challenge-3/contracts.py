@@ -145,6 +145,8 @@ class _Examination:
     def left_abstract(self) -> None:
         """What no contract of ours demands, and yet keeps instances from being made."""
         left: frozenset[str] = getattr(self.cls, "__abstractmethods__", frozenset())
+        if not left:
+            return
         for name in sorted(left.difference(*(spec.members for spec in self.specs))):
             value, owner = self.lookup(name)
             if not getattr(value, "__isabstractmethod__", False):
@@ -255,8 +257,9 @@ class _Examination:
         if found.kind is Kind.NOTHING and declared.kind is not Kind.PROPERTY:
             return False
         self.found.members[name] = found
-        for fault in faults_of(self.subject, spec.cls, declared, found):
-            self.report(spec, declared, found, fault)
+        if not found.is_copy_of(declared):
+            for fault in faults_of(self.subject, spec.cls, declared, found):
+                self.report(spec, declared, found, fault)
         return True
 
     def may_be_completed(self, declared: Member) -> bool:

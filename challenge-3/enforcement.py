@@ -17,6 +17,8 @@ from chains import Chain
 from changes import change, is_demanded, refuse_other_bases
 from contracts import GONE, SPEC, spec_of
 
+_OF_ABC = frozenset({"__abstractmethods__", "_abc_impl"})  # which it sets for every class
+
 
 class ContractEnforcerMeta(abc.ABCMeta):
     """Examines a class when it is defined, registers and measures it when it keeps its contracts.
@@ -89,7 +91,7 @@ class ContractEnforcerMeta(abc.ABCMeta):
     def __setattr__(cls, name: str, value: Any) -> None:
         if name == "__bases__":
             refuse_other_bases(cls)
-        if name.startswith("_") and not is_demanded(cls, name):
+        if name in _OF_ABC or (name[0] == "_" and not is_demanded(cls, name)):
             type.__setattr__(cls, name, value)
         else:
             change(cls, name, value)

@@ -3,6 +3,7 @@
 import collections.abc as abc
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, TypeVar, TypeVarTuple
 
 import typing_extensions
@@ -10,11 +11,12 @@ import typing_extensions
 from annotations import EMPTY, UNIONS, holds_text
 
 UNPACKS = (typing.Unpack, typing_extensions.Unpack)
+_VARIABLES = (TypeVar, TypeVarTuple, typing.ParamSpec)
 
 
 def substitute(annotation: Any, values: Mapping[Any, Any]) -> Any:
     """The annotation with type variables of all kinds, and Self, replaced."""
-    if not values or type(annotation) is type:
+    if not values or type(annotation) is type or not holds_variables(annotation):
         return annotation
     if isinstance(annotation, (TypeVar, typing.ParamSpec)) or annotation is typing.Self:
         return values.get(annotation, annotation)
@@ -22,6 +24,27 @@ def substitute(annotation: Any, values: Mapping[Any, Any]) -> Any:
         return _rebuilt(annotation, values)
     except TypeError:  # it cannot be made of such arguments
         return annotation
+
+
+def holds_variables(annotation: Any) -> bool:
+    """Whether there is anything in it that may be replaced."""
+    try:
+        return _cached_holds_variables(annotation)
+    except TypeError:  # it cannot be hashed
+        return True
+
+
+@lru_cache(maxsize=8192)
+def _cached_holds_variables(annotation: Any) -> bool:
+    if annotation is typing.Self or isinstance(annotation, _VARIABLES):
+        return True
+    if typing.get_origin(annotation) is Literal:
+        return False
+    return any(
+        holds_variables(each)
+        for part in typing.get_args(annotation)
+        for each in (part if isinstance(part, list) else (part,))
+    )
 
 
 def _rebuilt(annotation: Any, values: Mapping[Any, Any]) -> Any:
@@ -97,3 +120,8 @@ def type_arguments(cls: type) -> dict[type, dict[Any, Any]]:
 
     walk(cls, {})
     return found
+
+
+def forget() -> None:
+    """Drop what the cache holds: a class that was unloaded must be able to die."""
+    _cached_holds_variables.cache_clear()

@@ -14,6 +14,7 @@ from typing import Any, Literal, NewType, TypeVar, TypeVarTuple
 from typing_extensions import is_typeddict
 
 import annotations
+import generics
 from annotations import EMPTY, UNIONS, UNRESOLVED
 from generics import UNPACKS, bound_to, substitute
 
@@ -388,3 +389,4 @@ def forget() -> None:
     """Drop what the cache holds: a class that was unloaded must be able to die."""
     _cached.cache_clear()
     annotations.forget()
+    generics.forget()
