@@ -54,23 +54,28 @@ class Probe:
             "sys.path": [str(entry) for entry in sys.path],
         }
         with self._lock:
-            answer = self._ask(question) or self._ask(question)  # an idle helper may have left
-        if answer and answer["trouble"]:
+            answer = self._ask(question)
+            if answer is None and self._helper is not None:  # it had left, since it was idle
+                answer = self._ask(question)
+        if answer is None:
+            raise DoesNotLoad("was not tried: the process for that has ended")
+        if answer["trouble"]:
             raise DoesNotLoad(answer["trouble"], answer["line"])
 
     def _ask(self, question: dict[str, Any]) -> Any:
-        if self._helper is None or self._helper.poll() is not None:
+        helper = self._helper
+        if helper is None or helper.poll() is not None:
             self.close()
-            self._helper = subprocess.Popen(
+            helper = self._helper = subprocess.Popen(
                 [sys.executable, str(Path(__file__))], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
-        assert self._helper.stdin is not None  # noqa: S101  (it is a pipe)
-        assert self._helper.stdout is not None  # noqa: S101
+        assert helper.stdin is not None  # noqa: S101  (it is a pipe)
+        assert helper.stdout is not None  # noqa: S101
         try:
-            self._helper.stdin.write(json.dumps(question).encode() + b"\n")
-            self._helper.stdin.flush()
-            return json.loads(self._helper.stdout.readline() or b"null")
+            helper.stdin.write(json.dumps(question).encode() + b"\n")
+            helper.stdin.flush()
+            return json.loads(helper.stdout.readline() or b"null")
         except (OSError, ValueError):
             return None
         except BaseException:  # an interrupt: its answer would be taken for that of the next
@@ -78,27 +83,46 @@ class Probe:
             raise
 
     def close(self) -> None:
-        """End the helper."""
+        """End the helper, and with it the file that is running."""
         helper, self._helper = self._helper, None
         if helper is not None:
+            helper.terminate()
+            try:
+                helper.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                helper.kill()
+                helper.wait()
             for pipe in (helper.stdin, helper.stdout):
                 with contextlib.suppress(OSError):
                     pipe.close()  # type: ignore[union-attr]
-            helper.kill()
-            helper.wait()
 
 
 # --- the helper -------------------------------------------------------------------------------
+
+
+_running: set[int] = set()  # the fork, while there is one
 
 
 def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
     """Answer until the other end closes, or is silent for too long."""
     import utils  # noqa: F401  (so that no fork has to)
 
+    signal.signal(signal.SIGTERM, _leave)
     while select.select([questions], [], [], IDLE_SECONDS)[0] and (line := questions.readline()):
         trouble, number = run_apart(json.loads(line))
         answers.write(json.dumps({"trouble": trouble, "line": number}).encode() + b"\n")
         answers.flush()
+
+
+def _leave(number: int, frame: Any) -> None:
+    del number, frame
+    for child in _running:
+        with contextlib.suppress(OSError):
+            os.killpg(child, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # it may have had no group of its own yet
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    sys.exit(0)
 
 
 def run_apart(question: dict[str, Any]) -> tuple[str | None, int | None]:
@@ -108,6 +132,7 @@ def run_apart(question: dict[str, Any]) -> tuple[str | None, int | None]:
     if child == 0:
         os.close(reading)
         _run(question, writing)
+    _running.add(child)
     os.close(writing)
     status = _wait(child, question["timeout"])
     if status is None:
@@ -119,6 +144,8 @@ def run_apart(question: dict[str, Any]) -> tuple[str | None, int | None]:
     told = _all_of(reading)
     if status is None:
         os.waitpid(child, 0)
+    _running.discard(child)
+    if status is None:
         found = re.search(
             rb'File "%s", line (\d+)' % re.escape(os.fsencode(question["path"])), told
         )
@@ -157,6 +184,8 @@ def _run(question: dict[str, Any], writing: int) -> None:
     """In the fork: the file as the loader would run it, and nothing after it."""
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(int(question["timeout"] + GRACE_SECONDS) + 2)  # should the helper be killed
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nothing, stream)

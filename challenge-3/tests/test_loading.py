@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from loading import EntryPoints, LoadError, PluginLoader
-from probing import Probe
+from probing import DoesNotLoad, Probe
 from registry import Failure
 from utils import Processor, Registry, get_all_plugins, registry
 
@@ -206,6 +207,32 @@ class TestFilesThatNeverEnd:
             assert registry.create("Adds", Processor).process(1) == 2
         finally:
             loader.close()
+
+    def test_a_file_that_still_runs_does_not_outlive_the_loader(self, directory: Path) -> None:
+        number = directory / "pid"
+        text = f"import os\nopen({str(number)!r}, 'w').write(str(os.getpid()))\nwhile True: pass\n"
+        probe = Probe(60)
+        (directory / "loops.py").write_text(text)
+        told: list[str] = []
+
+        def ask() -> None:
+            try:
+                probe.check(directory / "loops.py", text.encode())
+            except DoesNotLoad as error:
+                told.append(str(error))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while not number.exists() or not number.read_text():
+            time.sleep(0.01)
+        pid = int(number.read_text())
+
+        probe.close()
+
+        asking.join()
+        assert told == ["was not tried: the process for that has ended"]
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
     def test_the_app_comes_up_beside_them(self, make_server: Any) -> None:
         server = make_server()
