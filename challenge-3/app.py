@@ -16,6 +16,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import StringConvertor, register_url_convertor
 
 import cluster
 import web
@@ -39,6 +40,8 @@ from models import (
     PluginFigures,
     PluginInfo,
 )
+from probing import Probe
+from registry import RESERVED
 from settings import Settings
 from utils import (
     CAPABILITIES,
@@ -60,6 +63,23 @@ from utils import (
 
 log = get_logger("plugins")
 
+
+class _NameInPath(StringConvertor):
+    """Any name but those that are paths themselves, so that each path knows its own methods."""
+
+    regex = rf"(?!(?:{'|'.join(sorted(RESERVED))})(?:/|$))[^/]+"
+
+
+class _VersionInPath(StringConvertor):
+    """Versions begin with a digit; what a plugin is asked to do does not."""
+
+    regex = "[0-9][^/]*"
+
+
+register_url_convertor("plugin", _NameInPath())
+register_url_convertor("semver", _VersionInPath())
+PLUGIN = "/plugins/{name:plugin}"
+VERSION = f"{PLUGIN}/{{version:semver}}"
 Name = Annotated[str, Path(max_length=64, examples=["NormaliseSensor"])]
 VersionText = Annotated[str, Path(max_length=128, examples=["1.0.0"])]
 VERBS = {
@@ -81,9 +101,17 @@ class Service:
         self.settings = settings
         self.registry = plugins
         self.entry_points = points
-        self.loader = PluginLoader(plugins, settings.plugins_dir)
+        self.loader = PluginLoader(
+            plugins, settings.plugins_dir, Probe(settings.load_timeout_seconds)
+        )
         self.dispatcher = Dispatcher(plugins, settings.call_timeout_seconds)
         self.cluster: cluster.Cluster | None = None
+
+    async def found(self, name: str, version: str | None = None) -> Plugin:
+        """Like `find`; for a name that is not there yet, distributions are imported in a thread."""
+        if name in self.registry:
+            return self.find(name, version)
+        return await run_in_threadpool(self.find, name, version)
 
     def find(self, name: str, version: str | None = None) -> Plugin:
         """The record, whatever its state; 404 names near ones."""
@@ -92,9 +120,9 @@ class Service:
         except UnknownPluginError as error:
             raise web.Problem(404, str(error)) from None
 
-    def serving(self, name: str, version: str | None = None) -> Plugin:
+    async def serving(self, name: str, version: str | None = None) -> Plugin:
         """The record of a plugin that serves; else 404 or 409."""
-        self.find(name, version)
+        await self.found(name, version)
         try:
             return self.registry.plugin(name, version)
         except PluginDisabledError as error:
@@ -161,8 +189,6 @@ def build(settings: Settings) -> FastAPI:
     _add_calls(app, service)
     if settings.admin_token is not None:
         _add_admin_routes(app, service, settings.admin_token.get_secret_value().encode())
-    else:
-        _hide_admin_routes(app)
     documents = Documents(registry, app.openapi)
     app.openapi = documents.document  # type: ignore[method-assign]
     return app
@@ -174,7 +200,10 @@ def build(settings: Settings) -> FastAPI:
 def _add_calls(app: FastAPI, service: Service) -> None:
     for method in CAPABILITIES:
         handler = _caller(service, method)
-        for path in (f"/plugins/{{name}}/{method}", f"/plugins/{{name}}/{{version}}/{method}"):
+        for path in (
+            f"{PLUGIN}/{method}",
+            f"{VERSION}/{method}",
+        ):
             app.add_route(path, handler, methods=["POST"], include_in_schema=False)
 
     @app.post(
@@ -218,7 +247,7 @@ def _add_calls(app: FastAPI, service: Service) -> None:
             raise web.Problem(400, str(error)) from None
         except ValidationError as error:
             raise _does_not_fit(errors_of(error)) from None
-        plugins = [service.serving(*_name_and_version(step)) for step in asked.steps]
+        plugins = [await service.serving(*_name_and_version(step)) for step in asked.steps]
         for plugin in plugins:
             if not plugin.capabilities:
                 raise web.Problem(
@@ -249,7 +278,7 @@ def _add_calls(app: FastAPI, service: Service) -> None:
 def _caller(service: Service, method: str) -> Callable[[Request], Any]:
     async def call(request: Request) -> Response:
         path = request.path_params
-        plugin = service.serving(path["name"], path.get("version"))
+        plugin = await service.serving(path["name"], path.get("version"))
         body = await _body(request)
         try:
             with _answering_refusals():
@@ -320,7 +349,7 @@ def _add_registry_routes(app: FastAPI, service: Service) -> None:
         return [FailedPlugin(**asdict(failure)) for _, failure in sorted(failures)]
 
     @app.get(
-        "/plugins/{name}", tags=["registry"], summary="The default version of a plugin",
+        PLUGIN, tags=["registry"], summary="The default version of a plugin",
         operation_id="plugin", responses=web.problems(403, 404),
     )  # fmt: skip
     async def plugin(name: Name) -> PluginDetail:
@@ -328,30 +357,28 @@ def _add_registry_routes(app: FastAPI, service: Service) -> None:
         return await run_in_threadpool(_detail, service, name, None)
 
     @app.get(
-        "/plugins/{name}/metrics", tags=["registry"], summary="Figures of the default version",
+        f"{PLUGIN}/metrics", tags=["registry"], summary="Figures of the default version",
         operation_id="plugin_metrics", responses=web.problems(403, 404),
     )  # fmt: skip
     async def figures(name: Name) -> PluginFigures:
         """Calls, errors, cancellations and percentiles of each method."""
-        return _figures(service.find(name))
+        return _figures(await service.found(name))
 
     @app.get(
-        "/plugins/{name}/{version}", tags=["registry"], summary="One version of a plugin",
-        operation_id="plugin_version", responses=web.problems(403, 404, 405),
+        VERSION, tags=["registry"], summary="One version of a plugin",
+        operation_id="plugin_version", responses=web.problems(403, 404),
     )  # fmt: skip
     async def plugin_version(name: Name, version: VersionText) -> PluginDetail:
         """With its other versions and its models."""
-        if version in CAPABILITIES:
-            raise web.Problem(405, "A plugin is called with POST.", headers={"Allow": "POST"})
         return await run_in_threadpool(_detail, service, name, version)
 
     @app.get(
-        "/plugins/{name}/{version}/metrics", tags=["registry"], summary="Figures of one version",
+        f"{VERSION}/metrics", tags=["registry"], summary="Figures of one version",
         operation_id="plugin_version_metrics", responses=web.problems(403, 404),
     )  # fmt: skip
     async def version_figures(name: Name, version: VersionText) -> PluginFigures:
         """Calls, errors, cancellations and percentiles of each method."""
-        return _figures(service.find(name, version))
+        return _figures(await service.found(name, version))
 
     @app.get(
         "/contracts", tags=["registry"], summary="The contracts, and who keeps them",
@@ -492,8 +519,8 @@ def _add_admin_routes(app: FastAPI, service: Service, token: bytes) -> None:
             return await run_in_threadpool(act, verb, name, version)
 
         for path, endpoint, suffix in (
-            (f"/plugins/{{name}}/{verb}", default_version, ""),
-            (f"/plugins/{{name}}/{{version}}/{verb}", one_version, "_version"),
+            (f"{PLUGIN}/{verb}", default_version, ""),
+            (f"{VERSION}/{verb}", one_version, "_version"),
         ):
             app.add_api_route(
                 path, endpoint, methods=["POST"], tags=["admin"], dependencies=guarded,
@@ -503,18 +530,6 @@ def _add_admin_routes(app: FastAPI, service: Service, token: bytes) -> None:
 
     for verb, summary in VERBS.items():
         add(verb, summary)
-
-
-def _hide_admin_routes(app: FastAPI) -> None:
-    """Without a token nobody learns that there are such paths (they would answer 405)."""
-
-    async def nothing(request: Request) -> Response:
-        del request
-        raise web.Problem(404, "There is nothing at this path. The operations are at /docs.")
-
-    verbs = [f"{path}/{verb}" for verb in VERBS for path in ("/{name}", "/{name}/{version}")]
-    for path in ("/reload", *verbs):
-        app.add_route(f"/plugins{path}", nothing, methods=["POST"], include_in_schema=False)
 
 
 settings = Settings()

@@ -5,20 +5,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from annotations import EMPTY, UNRESOLVED, text_of
 from contracts import SPEC
+from generics import substitute, type_arguments
 from signatures import read
-from subtyping import (
-    EMPTY,
-    UNRESOLVED,
-    assignable,
-    awaited,
-    has_awaitable_arm,
-    is_awaitable,
-    substitute,
-    text_of,
-    type_arguments,
-)
+from subtyping import assignable, awaited, has_awaitable_arm, is_awaitable
 
+_ANYTHING = (EMPTY, UNRESOLVED, Any)
 STAGES = ("validate", "transform", "process")  # in the order a plugin with several runs them
 
 
@@ -96,7 +89,7 @@ class ChainInvalid(ChainError, ValueError):
         self.report = report
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """One method of one plugin."""
 
@@ -175,9 +168,11 @@ class Chain:
                     f"{'; join instances, not classes' if isinstance(plugin, type) else ''}.",
                     step - 1,
                 )
-        self._check_joints()
+        self._loose = self._check_joints()
 
-    def _check_joints(self) -> None:
+    def _check_joints(self) -> set[Stage]:
+        """The stages that take something definite while nobody says what comes to them."""
+        loose: set[Stage] = set()
         flowing: Any = EMPTY
         giver = "the input"
         for stage in self.stages:
@@ -187,10 +182,17 @@ class Chain:
                     f"{text_of(flowing)}, but {stage.name} takes {text_of(stage.takes)}.",
                     stage.step - 1,
                 )
+            if (
+                flowing in _ANYTHING
+                and stage.takes not in _ANYTHING
+                and stage is not self.stages[0]
+            ):
+                loose.add(stage)
             if stage.method != "validate":
                 flowing, giver = stage.gives, stage.name
-            elif flowing in (EMPTY, UNRESOLVED, Any):
+            elif flowing in _ANYTHING:
                 flowing, giver = stage.takes, stage.name
+        return loose
 
     def __rshift__(self, other: Any) -> "Chain":
         return Chain(self, other)
@@ -211,19 +213,31 @@ class Chain:
         moving = [stage for stage in self.stages if stage.method != "validate"]
         return moving[-1].gives if moving else self.takes
 
-    def run(self, value: Any) -> Any:
-        """The value after the last stage; ChainInvalid or ChainError name the one that stopped."""
+    def run(self, value: Any, fit: Callable[[Stage, Any], Any] | None = None) -> Any:
+        """The value after the last stage; ChainInvalid or ChainError name the one that stopped.
+
+        `fit` makes what a stage takes of a value of which nobody says what it is.
+        """
         for stage in self.stages:
             if stage.is_async:
                 raise TypeError(f"{stage.name} is async: await run_async(value).")
+            if fit is not None and stage in self._loose:
+                value = fit(stage, value)
             with _Naming(stage, len(self.plugins)):
                 answer = getattr(stage.plugin, stage.method)(value)
             value = self._next(stage, value, answer)
         return value
 
-    async def run_async(self, value: Any, call: Callable[..., Any] | None = None) -> Any:
+    async def run_async(
+        self,
+        value: Any,
+        call: Callable[..., Any] | None = None,
+        fit: Callable[[Stage, Any], Any] | None = None,
+    ) -> Any:
         """Like `run`, awaiting async stages; `call` (a thread pool's) runs the plain ones."""
         for stage in self.stages:
+            if fit is not None and stage in self._loose:
+                value = fit(stage, value)
             method = getattr(stage.plugin, stage.method)
             with _Naming(stage, len(self.plugins)):
                 answer = method(value) if stage.is_async or not call else call(method, value)

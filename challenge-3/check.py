@@ -8,19 +8,24 @@ import argparse
 import sys
 from pathlib import Path
 
-from contracts import ContractViolationError
+from admission import collecting
 from loading import PluginLoader
+from probing import Probe
 from registry import Plugin, Registry
-from utils import collecting
+from violations import ContractViolationError
+
+LOAD_SECONDS = 10.0
 
 
 def check(path: Path, say: list[str]) -> bool:
     """Whether all classes of the file keep their contracts; what is wrong is added to `say`."""
     found: list[Plugin | ContractViolationError] = []
+    loader = PluginLoader(Registry(), path.parent, Probe(LOAD_SECONDS))
     token = collecting.set(found)
     try:
-        failure = PluginLoader(Registry(), path.parent).read_alone(path)
+        failure = loader.read_alone(path)
     finally:
+        loader.close()
         collecting.reset(token)
     errors = [each for each in found if isinstance(each, ContractViolationError)]
     plugins = [each for each in found if isinstance(each, Plugin)]

@@ -11,106 +11,24 @@ side effects and runs nothing of the class. The codes:
 """
 
 import difflib
-import inspect
-import linecache
 import re
-import typing
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any, Literal
 
-from signatures import (
-    KEYWORD_ONLY,
-    POSITIONAL,
-    POSITIONAL_ONLY,
-    VAR_KEYWORD,
-    VAR_POSITIONAL,
-    Color,
-    Fault,
-    Kind,
-    Member,
-    Param,
-    compare_calls,
-    promises_await,
-    read,
-    same_shape,
-    text_of_parameters,
-)
-from subtyping import (
-    EMPTY,
-    UNRESOLVED,
-    assignable,
-    awaited,
-    has_awaitable_arm,
-    is_awaitable,
-    is_iterator,
-    substitute,
-    text_of,
-    type_arguments,
-)
+from members import Deferred, Subject, declaration, faults_of
+from signatures import POSITIONAL, POSITIONAL_ONLY, Fault, Kind, Member, Param, read
 from versions import parse_version
+from violations import (
+    Violation,
+    find_line,
+    place_of_class,
+    place_of_function,
+)
 
 SPEC = "__contract_spec__"  # in the `__dict__` of a contract
 ATTRIBUTES = {"version": "C130", "description": "C131", "author": "C132"}
-Deferred = Literal["types", "awaitable", "not awaitable", "field"]
-
-
-@dataclass(frozen=True)
-class Violation:
-    """One place where a class breaks a contract."""
-
-    code: str
-    member: str
-    expected: str
-    actual: str
-    file: str
-    line: int
-    hint: str
-    contract: str = ""
-
-    @property
-    def location(self) -> str:
-        """`file:line`, which editors make a link of."""
-        return f"{self.file}:{self.line}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return {**asdict(self), "location": self.location}
-
-    def __str__(self) -> str:
-        owner = f" of {self.contract}" if self.contract else ""
-        return (
-            f"{self.code} {self.member}{owner}  at {self.location}\n"
-            f"    expected  {self.expected}\n"
-            f"    actual    {self.actual}\n"
-            f"    cure      {self.hint}"
-        )
-
-
-class ContractViolationError(TypeError):
-    """Raised when a class is defined or changed so that it breaks its contracts: all places."""
-
-    def __init__(self, cls_name: str, violations: Iterable[Violation]) -> None:
-        self.cls_name = cls_name
-        self.violations = tuple(violations)
-        super().__init__(cls_name, self.violations)
-
-    def __str__(self) -> str:
-        count = len(self.violations)
-        places = "1 place" if count == 1 else f"{count} places"
-        listed = "\n".join(
-            f"  {line}" for each in self.violations for line in str(each).split("\n")
-        )
-        return f"{self.cls_name} breaks its contract in {places}:\n{listed}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, in a stable order."""
-        return {"class": self.cls_name, "violations": [each.to_dict() for each in self.violations]}
-
-
-class ContractRuntimeError(ContractViolationError):
-    """Raised at the first call when what could not be known at definition turns out to be wrong."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +54,6 @@ class Findings:
     members: dict[str, Member] = field(default_factory=dict)
     deferred: dict[str, set[Deferred]] = field(default_factory=dict)
 
-    def defer(self, name: str, what: Deferred) -> None:
-        """Note what can only be known later."""
-        self.deferred.setdefault(name, set()).add(what)
-
 
 def spec_of(
     cls: type,
@@ -148,14 +62,24 @@ def spec_of(
     any_of: bool = False,
     spaces: Any = None,
 ) -> ContractSpec:
-    """Read the members that a class declares: every public method and property in its body."""
+    """Read the members that a class declares: what is public or abstract in its body."""
     members = {
         name: member
         for name, value in vars(cls).items()
-        if not name.startswith("_") and name not in ATTRIBUTES and not isinstance(value, type)
+        if name not in ATTRIBUTES and not isinstance(value, type)
+        if not name.startswith("_") or getattr(value, "__isabstractmethod__", False)
         if (member := read(name, value, cls, spaces)).kind not in (Kind.DATA, Kind.NOTHING)
     }
+    for name, member in members.items():
+        if name.startswith("__") and name != "__call__":  # `a < b`: nobody passes it by name
+            members[name] = replace(member, claimed=_by_position(member.claimed or ()))
     return ContractSpec(cls, members, attributes, any_of)
+
+
+def _by_position(parameters: tuple[Param, ...]) -> tuple[Param, ...]:
+    return tuple(
+        p._replace(kind=POSITIONAL_ONLY) if p.kind == POSITIONAL else p for p in parameters
+    )
 
 
 def contracts_of(cls: type) -> list[ContractSpec]:
@@ -194,14 +118,13 @@ class _Examination:
     ) -> None:
         self.cls = cls
         self.specs = specs
-        self.strict = strict
         self.given_place = place
         self.spaces = spaces
         self.decorated = decorated
         self.overrides = overrides
-        self.found = Findings()
+        self.subject = Subject(cls, strict)
+        self.found = Findings(deferred=self.subject.deferred)
         self.declarers = {spec.cls for spec in specs}
-        self._arguments: dict[type, dict[Any, Any]] | None = None
         self.model_fields: set[str] = set()
         self.mro = [(base, base.__dict__) for base in cls.__mro__]
 
@@ -216,7 +139,27 @@ class _Examination:
             missing = [name for name in spec.members if not self.member(spec, name)]
             if missing and (not spec.any_of or len(missing) == len(spec.members)):
                 self.report_missing(spec, missing)
+        self.left_abstract()
         return self.found
+
+    def left_abstract(self) -> None:
+        """What no contract of ours demands, and yet keeps instances from being made."""
+        left: frozenset[str] = getattr(self.cls, "__abstractmethods__", frozenset())
+        if not left:
+            return
+        for name in sorted(left.difference(*(spec.members for spec in self.specs))):
+            value, owner = self.lookup(name)
+            if not getattr(value, "__isabstractmethod__", False):
+                continue
+            if self.decorated:  # such as @dataclass(order=True), @total_ordering
+                self.subject.defer(name, "field")
+                continue
+            file, line = self.class_place()
+            hint = f"Define {name}, or write `abstract=True` in the class statement."
+            self.found.violations.append(
+                Violation("C101", name, "a definition", f"abstract in {owner.__name__}", file,
+                          line, hint, owner.__name__)
+            )  # fmt: skip
 
     # --- attributes ---------------------------------------------------------------------------
 
@@ -304,7 +247,7 @@ class _Examination:
         declared = spec.members[name]
         value, owner = self.lookup(name)
         if value is GONE or self.is_contract(owner):
-            return declared.kind is Kind.PROPERTY and self.may_become_field(name)
+            return self.may_be_completed(declared)
         function = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
         if isinstance(value, property):
             function = value.fget
@@ -314,164 +257,20 @@ class _Examination:
         if found.kind is Kind.NOTHING and declared.kind is not Kind.PROPERTY:
             return False
         self.found.members[name] = found
-        for fault in self.compare(spec, declared, found):
-            self.report(spec, declared, found, fault)
+        if not found.is_copy_of(declared):
+            for fault in faults_of(self.subject, spec.cls, declared, found):
+                self.report(spec, declared, found, fault)
         return True
 
-    def may_become_field(self, name: str) -> bool:
-        """A property may be given by a slot, which is only there once a decorator has run."""
-        if self.decorated and self.is_annotated(name) and not self.is_field(name):
-            self.found.defer(name, "field")
+    def may_be_completed(self, declared: Member) -> bool:
+        """A decorator that still has to run may give a property by a slot, or make `__lt__`."""
+        name = declared.name
+        may_be_slot = declared.kind is Kind.PROPERTY and self.is_annotated(name)
+        may_be_made = name.startswith("__") and name not in vars(self.cls)
+        if self.decorated and (may_be_made or (may_be_slot and not self.is_field(name))):
+            self.subject.defer(name, "field")
             return True
         return False
-
-    def compare(self, spec: ContractSpec, declared: Member, found: Member) -> Iterator[Fault]:
-        if found.is_copy_of(declared):
-            return
-        if fault := _binding(declared, found):
-            yield fault
-            return
-        if declared.kind is Kind.PROPERTY:
-            if found.color is not Color.SYNC:
-                yield _colored(declared, found)
-                return
-            target = self.contract_type(spec, declared, declared.annotation)
-            source = self.found_type(found, found.annotation)
-            if found.kind is Kind.NOTHING and source is EMPTY:
-                source = type(None)
-            yield from self.returns(source, target)
-            return
-        if not found.has_self:
-            yield Fault(
-                "C112", "a first parameter for the instance", found.text,
-                "Write 'self' as the first parameter, or make it a @staticmethod.",
-            )  # fmt: skip
-            return
-        faults = list(self.calls(declared, found))
-        yield from faults
-        if not any(fault.code in ("C113", "C190") for fault in faults):
-            yield from self.parameter_types(spec, declared, found)
-        yield from self.outcome(spec, declared, found)
-
-    def calls(self, declared: Member, found: Member) -> Iterator[Fault]:
-        """Names, positions, defaults; of what the code takes and of what it says it takes."""
-        wanted = declared.claimed
-        if found.parameters is None:
-            if self.strict:
-                yield Fault(
-                    "C190", declared.text, "a callable without a signature",
-                    "Wrap it in a function that spells its parameters out.",
-                )  # fmt: skip
-            else:
-                self.found.defer(found.name, "types")
-            return
-        claimed = found.claimed if found.claimed is not None else found.parameters
-        if wanted is None:
-            return
-        if claimed is found.parameters or same_shape(claimed, found.parameters):
-            if not same_shape(wanted, claimed):
-                yield from compare_calls(wanted, claimed)
-            return
-        told = list(compare_calls(wanted, claimed))
-        if told:
-            yield from told
-        elif list(compare_calls(wanted, found.parameters)):
-            real = text_of_parameters(found.parameters, bound=found.kind)
-            yield Fault(
-                "C113", text_of_parameters(claimed, bound=found.kind),
-                f"{real} in the function that is called",
-                "Let the decorator's wrapper pass on what it says: (self, *args, **kwargs).",
-            )  # fmt: skip
-
-    # --- types --------------------------------------------------------------------------------
-
-    def arguments_of(self, owner: type) -> Mapping[Any, Any]:
-        if self._arguments is None:
-            generic = any("__orig_bases__" in vars(base) for base in self.cls.__mro__)
-            self._arguments = type_arguments(self.cls) if generic else {}
-        return self._arguments.get(owner, {})
-
-    def contract_type(self, spec: ContractSpec, declared: Member, annotation: Any) -> Any:
-        return self.typed(spec.cls, declared, annotation)
-
-    def found_type(self, found: Member, annotation: Any) -> Any:
-        return self.typed(found.owner, found, annotation)
-
-    def typed(self, owner: type, member: Member, annotation: Any) -> Any:
-        resolved = member.resolved(annotation)
-        if resolved is UNRESOLVED:
-            self.found.defer(member.name, "types")
-        elif resolved is typing.Self:
-            return self.cls
-        return substitute(resolved, self.arguments_of(owner))
-
-    def parameter_types(
-        self, spec: ContractSpec, declared: Member, found: Member
-    ) -> Iterator[Fault]:
-        for wanted, have in _pairs(declared.claimed or (), found.claimed or ()):
-            source = self.contract_type(spec, declared, wanted.annotation)
-            target = self.found_type(found, have.annotation)
-            fits = assignable(source, target)
-            if self.strict and have.annotation is EMPTY and wanted.annotation is not EMPTY:
-                fits = False
-            if fits is False:
-                yield Fault(
-                    "C120", f"'{wanted.name}' accepts {text_of(source)}",
-                    f"'{have.name}' accepts {text_of(target) or 'nothing stated'}",
-                    f"Annotate '{have.name}' with {text_of(source)} or something wider.",
-                )  # fmt: skip
-
-    def outcome(self, spec: ContractSpec, declared: Member, found: Member) -> Iterator[Fault]:
-        """Async or not, generator or not, and the type of what comes out in the end."""
-        target = self.contract_type(spec, declared, declared.annotation)
-        source = self.found_type(found, found.annotation)
-        if found.parameters is None and found.color is Color.SYNC:
-            return
-        if has_awaitable_arm(target):
-            if found.color in (Color.GENERATOR, Color.ASYNC_GENERATOR):
-                yield _colored(declared, found)
-            elif found.color is Color.SYNC:
-                yield from self.returns(source, target)
-            return
-        if declared.color is Color.ASYNC or is_awaitable(target):
-            target = target if declared.color is Color.ASYNC else awaited(target)
-            if found.color is not Color.ASYNC:
-                if found.color is not Color.SYNC or not self.may_be_awaited(found, source):
-                    yield _colored(declared, found)
-                    return
-                source = awaited(source) if is_awaitable(source) else source
-            yield from self.returns(source, target)
-            return
-        if found.color is Color.ASYNC:
-            yield _colored(declared, found)
-            return
-        if found.color in (Color.GENERATOR, Color.ASYNC_GENERATOR):
-            same_color = declared.color is found.color
-            if not same_color and not _may_iterate(target, found.color):
-                yield _colored(declared, found)
-                return
-        elif found.inner_color is Color.ASYNC:
-            self.found.defer(found.name, "not awaitable")
-        yield from self.returns(source, target)
-
-    def may_be_awaited(self, found: Member, source: Any) -> bool:
-        """Annotated so; or passing on what an async function gives, which the first call shows."""
-        if promises_await(found):
-            return True
-        if source is UNRESOLVED or found.inner_color is Color.ASYNC:
-            self.found.defer(found.name, "awaitable")
-            return True
-        return False
-
-    def returns(self, source: Any, target: Any) -> Iterator[Fault]:
-        fits = assignable(source, target)
-        if self.strict and source is EMPTY and target is not EMPTY:
-            fits = False
-        if fits is False:
-            yield Fault(
-                "C121", f"-> {text_of(target)}", f"-> {text_of(source) or 'nothing stated'}",
-                f"Return {text_of(target)} or something narrower.",
-            )  # fmt: skip
 
     # --- reporting ----------------------------------------------------------------------------
 
@@ -511,7 +310,7 @@ class _Examination:
             if name in vars(self.cls) and (self.cls, name) not in self.overrides:
                 file, line = self.line_of_name(name)
             self.found.violations.append(
-                Violation("C101", name, _declaration(declared), actual, file, line, hint, spec.name)
+                Violation("C101", name, declaration(declared), actual, file, line, hint, spec.name)
             )
 
     def why_missing(self, declared: Member) -> tuple[str, str]:
@@ -526,18 +325,18 @@ class _Examination:
                     f"Swap the bases: {base.__name__} before the contract.",
                 )
         if self.lookup(name)[0] is None:
-            return "None", f"Define `{_declaration(declared)}`."
+            return "None", f"Define `{declaration(declared)}`."
         if self.is_field(name):
             hint = (
                 "Give it a slot (`@dataclass(slots=True)`, `@attrs.define`), or write a property."
             )
             return "a field, which the contract's property hides", hint
         if self.is_annotated(name):
-            return "only an annotation", f"Define `{_declaration(declared)}`."
+            return "only an annotation", f"Define `{declaration(declared)}`."
         near = difflib.get_close_matches(
             name, [n for n, v in vars(self.cls).items() if callable(v) and n[0] != "_"], 1
         )
-        hint = f"Define `{_declaration(declared)}`."
+        hint = f"Define `{declaration(declared)}`."
         return "nothing", f"{hint} Is '{near[0]}' a misspelling of it?" if near else hint
 
     def class_place(self) -> tuple[str, int]:
@@ -553,129 +352,6 @@ class _Examination:
             file, line, re.compile(rf"\s+(async\s+def\s+|def\s+)?{re.escape(name)}\s*[:=(]"),
             after_class=True,
         )  # fmt: skip
-
-
-def _binding(declared: Member, found: Member) -> Fault | None:
-    """C110: reached as the contract says."""
-    expected, actual = declared.kind, found.kind
-    if expected is Kind.PROPERTY:
-        good = actual in (Kind.PROPERTY, Kind.DATA, Kind.NOTHING)
-        can_be_set = not isinstance(found.value, property) or found.value.fset is not None
-        if good and not can_be_set and getattr(declared.value, "fset", None) is not None:
-            return Fault(
-                "C110", "a property that can be set", "a property without a setter",
-                f"Add `@{declared.name}.setter`.",
-            )  # fmt: skip
-    elif expected is Kind.INSTANCE:
-        good = actual in (Kind.INSTANCE, Kind.CLASS, Kind.STATIC)
-    else:
-        good = actual in (Kind.CLASS, Kind.STATIC)
-    if good:
-        return None
-    hint = {
-        Kind.PROPERTY: "Decorate it with @property.",
-        Kind.INSTANCE: f"Define `{_declaration(declared)}`.",
-        Kind.CLASS: "Decorate it with @classmethod: it is called on the class.",
-    }.get(expected, "Decorate it with @staticmethod: it is called on the class.")
-    shown = actual.value
-    if actual is Kind.DATA and isinstance(found.value, (int, str)):
-        shown = f"{found.value!r:.60}"
-    return Fault("C110", expected.value, shown, hint)
-
-
-def _declaration(declared: Member) -> str:
-    if declared.kind is Kind.PROPERTY:
-        arrow = text_of(declared.annotation)
-        return f"@property def {declared.name}(self)" + (f" -> {arrow}" if arrow else "")
-    prefix = {Kind.CLASS: "@classmethod ", Kind.STATIC: "@staticmethod "}.get(declared.kind, "")
-    text = declared.text
-    is_async = text.startswith("async ")
-    return f"{prefix}{'async ' if is_async else ''}def {declared.name}{text.removeprefix('async ')}"
-
-
-def _colored(declared: Member, found: Member) -> Fault:
-    if declared.color is Color.ASYNC or promises_await(declared):
-        expected = "something to await"
-        hint = "Write `async def`, or annotate the return type as an Awaitable."
-    else:
-        expected, hint = declared.color.value, "Write a plain `def` without `yield`."
-    if found.color in (Color.GENERATOR, Color.ASYNC_GENERATOR):
-        hint = "Return the value instead of yielding: a generator is always true."
-    return Fault("C111", expected, found.color.value, hint)
-
-
-def _may_iterate(target: Any, color: Color) -> bool:
-    if not is_iterator(target):
-        return False
-    origin = typing.get_origin(target) or target
-    is_async = hasattr(origin, "__aiter__")
-    return is_async is (color is Color.ASYNC_GENERATOR)
-
-
-def _pairs(wanted: tuple[Param, ...], found: tuple[Param, ...]) -> Iterator[tuple[Param, Param]]:
-    """Each parameter of the contract beside the one that receives its value."""
-    by_name = {p.name: p for p in found if p.kind in (POSITIONAL_ONLY, POSITIONAL, KEYWORD_ONLY)}
-    positions = [p for p in found if p.kind in (POSITIONAL_ONLY, POSITIONAL)]
-    var = {p.kind: p for p in found if p.kind in (VAR_POSITIONAL, VAR_KEYWORD)}
-    for index, param in enumerate(wanted):
-        if param.kind in (VAR_POSITIONAL, VAR_KEYWORD):
-            receiver = var.get(param.kind)
-        elif param.kind == KEYWORD_ONLY:
-            receiver = by_name.get(param.name) or var.get(VAR_KEYWORD)
-        else:
-            receiver = by_name.get(param.name)
-            if receiver is None or param.kind == POSITIONAL_ONLY:
-                in_range = index < len(positions)
-                receiver = positions[index] if in_range else var.get(VAR_POSITIONAL)
-        if receiver is not None:
-            yield param, receiver
-
-
-# --- where things stand -----------------------------------------------------------------------
-
-_DEF = re.compile(r"\s*(async\s+)?def\s")
-_CLASS = re.compile(r"\s*class\s")
-SCANNED_LINES = 200
-
-
-def place_of_function(function: Any) -> tuple[str, int]:
-    """File and line of the `def`; decorators stand above it."""
-    code = function.__code__
-    return code.co_filename, find_line(code.co_filename, code.co_firstlineno, _DEF)
-
-
-def place_of_class(cls: type) -> tuple[str, int]:
-    """File and line of the `class` statement, as well as they can be found."""
-    if (definition := vars(cls).get("__contract_definition__")) is not None:
-        place: tuple[str, int] = definition.place
-        return place
-    try:
-        file = inspect.getsourcefile(cls) or "<unknown>"
-        return file, max(1, inspect.findsource(cls)[1] + 1)
-    except (OSError, TypeError, IndexError):
-        return getattr(inspect.getmodule(cls), "__file__", None) or "<unknown>", 1
-
-
-def find_line(
-    file: str, first: int, pattern: "re.Pattern[str]", *, after_class: bool = False
-) -> int:
-    """The first line from `first` on that matches; `first` when none does."""
-    indent: int | None = None
-    for number in range(first, first + SCANNED_LINES):
-        line = linecache.getline(file, number)
-        if not line:
-            break
-        if after_class:
-            width = len(line) - len(line.lstrip())
-            if indent is None:
-                if _CLASS.match(line):
-                    indent = width
-                continue
-            if line.strip() and width <= indent and not line.lstrip().startswith(("#", ")")):
-                break
-        if pattern.match(line):
-            return number
-    return first
 
 
 def check_contract(cls: type, *contracts: type, strict: bool = False) -> list[Violation]:

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any, cast
 
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
-from chains import Chain, ChainError, ChainInvalid, ChainTypeError, InvalidInput
-from endpoints import Endpoint, InputError, OutputError, endpoint_of
+from chains import Chain, ChainError, ChainInvalid, ChainTypeError, Finding, InvalidInput, Stage
+from endpoints import Endpoint, InputError, OutputError, endpoint_of, refused
 from logs import get_logger
 from registry import Plugin, Registry
 from workers import CallTimeout, Overloaded, Workers
@@ -110,12 +110,10 @@ class Dispatcher:
         if isinstance(error, (InputError, ChainTypeError, ChainInvalid)):
             raise error
         if isinstance(error, InvalidInput):
-            raise InputError(str(error), error.report.to_dict()["errors"])
+            raise InputError(f"{who} cannot take this input.", refused(error.report.errors))
         if isinstance(error, ChainError) and isinstance(error.__cause__, InvalidInput):
-            found = error.__cause__.report.errors
-            raise InputError(
-                str(error), [{"pointer": "", "message": f"{error} {e.message}"} for e in found]
-            )
+            found = (Finding("", f"{error} {e.message}") for e in error.__cause__.report.errors)
+            raise InputError("", refused(found))
         self._log(who, method, request_id, error)
         if isinstance(error, OutputError):
             raise PluginOutputInvalid(
@@ -135,6 +133,15 @@ class Dispatcher:
             first = self.endpoint(plugins[0], chain.stages[0].method)
             return chain, first.read(body)
 
+        def fit(stage: Stage, value: Any) -> Any:
+            try:
+                return self.endpoint(plugins[stage.step - 1], stage.method).read(to_json(value))
+            except (InputError, PydanticSerializationError):
+                raise ChainTypeError(
+                    f"What came to step {stage.step}, {stage.name}, is not what it takes.",
+                    stage.step - 1,
+                ) from None
+
         def work() -> bytes:
             chain, value = compose()
             if chain.is_async:
@@ -142,7 +149,7 @@ class Dispatcher:
             with ExitStack() as stack:
                 for plugin in plugins:
                     stack.enter_context(self.registry.serving(plugin))
-                return self._write(chain, plugins, chain.run(value))
+                return self._write(chain, plugins, chain.run(value, fit))
 
         outcome = await self._in_thread(plugins, work)
         if isinstance(outcome[0], _HasAsync):
@@ -155,7 +162,7 @@ class Dispatcher:
                 return result
 
             async def work_async() -> bytes:
-                return self._write(chain, plugins, await chain.run_async(value, in_thread))
+                return self._write(chain, plugins, await chain.run_async(value, in_thread, fit))
 
             outcome = await self._awaited(plugins, work_async)
         return cast("bytes", self._outcome("the chain", "run", request_id, outcome))

@@ -1,20 +1,24 @@
 """What a method of a plugin takes and gives as JSON: its own models, from its annotations."""
 
-import math
 import re
+import sys
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from chains import STAGES, report_of, types_of
+from annotations import EMPTY, UNRESOLVED
+from chains import STAGES, Finding, report_of, types_of
 from registry import Plugin
-from subtyping import EMPTY, UNRESOLVED
 
 LARGEST_OUTPUT_BYTES = 8 * 1024 * 1024
 REPORTED_ERRORS = 20
+LONGEST_MESSAGE = 300
+ERROR_BYTES = 3500
 
 
 class Verdict(BaseModel):
@@ -42,8 +46,10 @@ class OutputError(ValueError):
     """What the plugin gave back is not what it promised; it is not passed on."""
 
 
-# Numbers that may lie beyond what a float holds: 1e999 would become an infinity.
+# Numbers that may lie beyond what a float holds: 1e999 would become an infinity, and so would an
+# integer of 400 digits where a model wants a float.
 _MAY_OVERFLOW = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}")
+_LARGEST = sys.float_info.max
 
 
 def read_json(body: bytes) -> Any:
@@ -52,16 +58,16 @@ def read_json(body: bytes) -> Any:
         value = from_json(body, allow_inf_nan=False)
     except ValueError:
         raise InputError("The body is not valid JSON.") from None
-    if _MAY_OVERFLOW.search(body) and _holds_infinity(value):
+    if _MAY_OVERFLOW.search(body) and _overflows(value):
         raise InputError("The body holds a number that is too large.")
     return value
 
 
-def _holds_infinity(value: Any) -> bool:
+def _overflows(value: Any) -> bool:
     waiting = [value]
     while waiting:
         each = waiting.pop()
-        if isinstance(each, float) and math.isinf(each):
+        if isinstance(each, (int, float)) and not -_LARGEST <= each <= _LARGEST:
             return True
         if isinstance(each, (list, dict)):
             waiting.extend(each.values() if isinstance(each, dict) else each)
@@ -120,20 +126,37 @@ class Endpoint:
 def errors_of(error: ValidationError) -> list[dict[str, str]]:
     """Pointers and sentences, without what was sent."""
     found = error.errors(include_input=False, include_url=False, include_context=False)
-    return [
-        {"pointer": pointer_of(entry["loc"]), "message": _printable(entry["msg"])[:300]}
-        for entry in found[:REPORTED_ERRORS]
-    ]
+    return _in_measure((pointer_of(entry["loc"]), entry["msg"]) for entry in found)
+
+
+def refused(errors: Iterable[Finding]) -> list[dict[str, str]]:
+    """What a plugin says of input that it cannot take."""
+    reasons = ((each.pointer, each.message) for each in errors)
+    return _in_measure(reasons) or [{"pointer": "", "message": "It cannot take this input."}]
+
+
+def _in_measure(errors: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """As many as an answer of 4 kB has room for."""
+    found: list[dict[str, str]] = []
+    room = ERROR_BYTES
+    for pointer, message in islice(errors, REPORTED_ERRORS):
+        each = {"pointer": printable(pointer), "message": printable(message)}
+        room -= len(to_json(each))
+        if found and room < 0:
+            break
+        found.append(each)
+    return found
 
 
 def pointer_of(location: tuple[int | str, ...]) -> str:
     """A JSON pointer into the body."""
-    parts = (_printable(str(part))[:64] for part in location)
+    parts = (printable(str(part))[:64] for part in location)
     return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in parts)
 
 
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
+def printable(text: object) -> str:
+    """As much of a text as is shown, in characters that have a byte form."""
+    return str(text)[:LONGEST_MESSAGE].encode("utf-8", "replace").decode()
 
 
 _building = threading.Lock()

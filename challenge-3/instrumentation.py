@@ -18,7 +18,6 @@ from time import perf_counter_ns
 from types import FunctionType
 from typing import Any
 
-from contracts import ContractRuntimeError, Violation, place_of_function
 from signatures import (
     KEYWORD_ONLY,
     POSITIONAL,
@@ -35,6 +34,7 @@ from signatures import (
     parameters_of,
 )
 from subtyping import is_awaitable
+from violations import ContractRuntimeError, Violation, place_of_function
 
 OFFSET_NS = 16  # added to every duration, so that four bits are always there to tell buckets apart
 BUCKETS = 64 * 8 + 16
@@ -285,7 +285,7 @@ def _wrap(
         function, owner, type, perf_counter_ns, meter.counts, meter.failed, pending,
         functools.partial(_outcome, meter, member, deferred),
     )  # fmt: skip
-    if isinstance(function, FunctionType):
+    if isinstance(function, FunctionType) and function.__module__ != __name__:
         made.__defaults__ = function.__defaults__
         made.__kwdefaults__ = function.__kwdefaults__
         made.__module__, made.__doc__ = function.__module__, function.__doc__
@@ -299,7 +299,16 @@ def _wrap(
         made.__module__, made.__qualname__ = owner.__module__, f"{owner.__qualname__}.{name}"
         made.__doc__ = getattr(member.function, "__doc__", None)
         _keep_signature(made, member)
+        for helper in _HELPERS.get(type(member.value), ()):
+            setattr(made, helper, getattr(member.value, helper))
     return made
+
+
+# What else users of these decorators reach through the method.
+_HELPERS: dict[type, tuple[str, ...]] = {
+    type(functools.cache(id)): ("cache_clear", "cache_info", "cache_parameters"),
+    functools.singledispatchmethod: ("register",),
+}
 
 
 def _template(function: Any, member: Member, deferred: frozenset[str]) -> str:
@@ -314,7 +323,9 @@ def _template(function: Any, member: Member, deferred: frozenset[str]) -> str:
 def _keep_signature(made: FunctionType, member: Member) -> None:
     try:
         bound = member.value
-        if isinstance(bound, functools.partialmethod):
+        if isinstance(bound, functools.singledispatchmethod):
+            signature = inspect.signature(bound.func)
+        elif isinstance(bound, functools.partialmethod):
             bound = functools.partial(bound.func, None, *bound.args, **bound.keywords)
             signature = inspect.signature(bound)
             first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)

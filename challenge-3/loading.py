@@ -3,10 +3,9 @@
 A file is read as bytes, known by its SHA-256, compiled from those bytes (never from the bytecode
 cache, which can be stale within a second) and run as a module of a private name, so that it hides
 nothing. What it registers becomes visible when it has ended well. Whatever it raises is caught and
-listed. What cannot be contained in one process: code that never returns, or ends the process.
+listed; whether it ends at all is found out in another process first (`probing`).
 """
 
-import datetime as dt
 import hashlib
 import importlib.metadata
 import linecache
@@ -23,9 +22,10 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from contracts import ContractViolationError
 from logs import get_logger
+from probing import DoesNotLoad, Probe
 from registry import Failure, Registry, RegistryError, loading_from
+from violations import ContractViolationError
 
 log = get_logger("plugins")
 
@@ -88,9 +88,10 @@ class FileSource:
 class PluginLoader:
     """Keeps a registry in step with the `*.py` of a directory; those with `_` in front are left."""
 
-    def __init__(self, registry: Registry, directory: Path) -> None:
+    def __init__(self, registry: Registry, directory: Path, probe: Probe | None = None) -> None:
         self.registry = registry
         self.directory = directory
+        self.probe = probe
         self._sources: dict[str, FileSource] = {}
         self._lock = threading.Lock()
         self._count = 0
@@ -130,6 +131,8 @@ class PluginLoader:
 
     def close(self) -> None:
         """Take everything out again that came from the directory."""
+        if self.probe is not None:
+            self.probe.close()
         with self._lock:
             for name in list(self._sources):
                 with self.registry.transaction(replaced=self._sources.pop(name)):
@@ -160,6 +163,11 @@ class PluginLoader:
         digest = hashlib.sha256(content).hexdigest()
         if old is not None and old.digest == digest and not forced:
             return None
+        try:
+            if self.probe is not None:
+                self.probe.check(path, content)
+        except DoesNotLoad as error:
+            return self._fail(path, "import", error)
         module = self._module(path, digest)
         source = FileSource(self, path, digest, module)
         phase = "compile"
@@ -230,7 +238,6 @@ class PluginLoader:
             error=_text_of(error, self.directory),
             file=path.name,
             line=_line_of(error, str(path)),
-            at=_now(),
         )
         self.registry.failures[path.name] = failure
         log.warning(
@@ -269,6 +276,8 @@ def _remember_lines(path: Path, content: bytes) -> None:
 def _line_of(error: BaseException, file: str) -> int | None:
     if isinstance(error, SyntaxError) and error.filename == file:
         return error.lineno
+    if isinstance(error, DoesNotLoad):
+        return error.line
     if isinstance(error, ContractViolationError):
         for violation in error.violations:
             if violation.file == file:
@@ -288,13 +297,9 @@ def _text_of(error: BaseException, directory: Path) -> str:
     except Exception:  # noqa: BLE001  (an exception of a plugin may fail to describe itself)
         text = "its message cannot be read"
     text = text.replace(f"{directory}{os.sep}", "")[:LONGEST_ERROR]
-    if isinstance(error, (ContractViolationError, OSError)) and text:
+    if isinstance(error, (ContractViolationError, OSError, DoesNotLoad)) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds").removesuffix("+00:00") + "Z"
 
 
 # --- installed distributions ------------------------------------------------------------------
@@ -383,7 +388,7 @@ class EntryPoints:
                 raise
             text = f"{label}: {_text_of(error, Path())}"
             self.registry.failures[f"{point.name} of {label}"] = Failure(
-                phase="entry point", name=point.name, error=text, at=_now()
+                phase="entry point", name=point.name, error=text
             )
             log.warning("plugin_failed", entry_point=point.name, distribution=label, error=text)
             return False

@@ -8,7 +8,7 @@ that race with different signatures exactly one gets in.
 from collections.abc import Iterable
 from typing import Any
 
-from stores import EXPIRY_SECONDS, Conflict, PluginRecord, StoreError, flagged
+from stores import EXPIRY_SECONDS, Conflict, PluginRecord, StoreError, flagged, readable
 
 TIMEOUT_SECONDS = 1.0  # a server that does not answer by then is out
 BATCH = 200  # records per call of the script
@@ -32,9 +32,10 @@ redis.call('HSET', KEYS[2], '', '')
 for i = 4, #ARGV, 3 do
   local taken = nil
   for _, hash in ipairs(others) do
-    local found = redis.call('HGET', hash, ARGV[i])
-    if found and string.sub(found, 1, 64) ~= ARGV[i + 1] then
-      taken = cjson.decode(string.sub(found, 65)).host
+    local found = redis.pcall('HGET', hash, ARGV[i])
+    if type(found) == 'string' and string.sub(found, 1, 64) ~= ARGV[i + 1] then
+      local read, record = pcall(cjson.decode, string.sub(found, 65))
+      taken = read and type(record) == 'table' and record.host or 'unknown'
     end
   end
   if taken then
@@ -144,18 +145,19 @@ class RedisStore:
                 for node in nodes:
                     pipeline.hgetall(self._hash(node))
                     pipeline.pttl(self._hash(node))
-                told = pipeline.execute()
+                told = pipeline.execute(raise_on_error=False)
+            if isinstance(told[0], Exception):
+                raise told[0]
         except self._errors as error:
             raise self._failed(error) from error
         seconds, micros = told[0]
         now = seconds + micros / 1e6
-        found = []
+        stored: list[tuple[bytes, float]] = []
         for held, left in zip(told[1::2], told[2::2], strict=True):
-            beat = now - (self._expiry_ms - max(0, left)) / 1000
-            found += [
-                PluginRecord.from_json(value[64:], beat) for key, value in held.items() if key
-            ]
-        return flagged(found)
+            if isinstance(held, dict) and isinstance(left, int):
+                beat = now - (self._expiry_ms - max(0, left)) / 1000
+                stored += [(value[64:], beat) for key, value in held.items() if key]
+        return flagged(readable(stored))
 
     def ping(self) -> None:
         """Return when the server answers."""

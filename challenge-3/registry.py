@@ -5,6 +5,7 @@ under a lock. What is registered while a transaction is open in this context (a 
 is collected there and becomes visible all at once, or not at all.
 """
 
+import datetime as dt
 import difflib
 import enum
 import hashlib
@@ -19,11 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_origin, overload
 
-import subtyping
-from contracts import ContractViolationError, Violation, contracts_of, place_of_class
+from annotations import text_of
+from contracts import contracts_of
 from instrumentation import Figures, Meter
 from signatures import read
+from subtyping import forget
 from versions import Version, default_of, parse_version
+from violations import ContractViolationError, Violation, place_of_class
 
 if TYPE_CHECKING:
     from utils import Processor, Transformer, Validator
@@ -81,6 +84,10 @@ class Source(Protocol):
         """Whether the class was defined by what is being read."""
 
 
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds").removesuffix("+00:00") + "Z"
+
+
 @dataclass(frozen=True)
 class Failure:
     """Something that could not be loaded or served, and why."""
@@ -90,7 +97,7 @@ class Failure:
     name: str | None = None
     file: str | None = None
     line: int | None = None
-    at: str = ""
+    at: str = field(default_factory=_now)
 
 
 class InProcess:
@@ -238,7 +245,8 @@ class Registry:
         # One that was replaced a moment ago still serves whoever has found it.
         if found.state in (State.DISABLED, State.CONFLICT):
             raise PluginDisabledError(
-                f"{name} {found.version} is {found.state.value}"
+                f"{name} {found.version} is {'in ' * (found.state is State.CONFLICT)}"
+                f"{found.state.value}"
                 f"{': ' + found.reason if found.reason else ''}."
             )
         return found
@@ -429,7 +437,7 @@ class Registry:
                 self._families.pop(name, None)
         self.revision += 1
         if left:
-            subtyping.forget()
+            forget()
         for plugin in left:
             plugin.state = State.DRAINING
             self.drained(plugin)
@@ -533,10 +541,9 @@ def signature_of(cls: type) -> dict[str, Any]:
         found[name] = {
             "kind": member.kind.value,
             "color": member.color.value,
-            "returns": subtyping.text_of(member.annotation),
+            "returns": text_of(member.annotation),
             "parameters": [
-                [p.name, p.kind, p.required, subtyping.text_of(p.annotation)]
-                for p in member.claimed or ()
+                [p.name, p.kind, p.required, text_of(p.annotation)] for p in member.claimed or ()
             ],
         }
     return found

@@ -5,16 +5,17 @@ from an instance, with self or cls already bound. Members are read from `__dict_
 `getattr`, so that nothing of a class under examination runs.
 """
 
+import contextlib
 import enum
 import functools
 import inspect
 import types
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from subtyping import EMPTY, is_awaitable, is_plain, resolve, text_of
+from annotations import EMPTY, is_plain, resolve, text_of
+from subtyping import is_awaitable
 
 RAW = "__contract_raw__"  # on a function that stands before a member: the member as it was written
 
@@ -29,6 +30,7 @@ class Kind(enum.Enum):
     STATIC = "a static method"
     PROPERTY = "a property"
     DATA = "a class attribute"
+    DESCRIPTOR = "a descriptor"
     NOTHING = "None"
 
 
@@ -84,6 +86,7 @@ class Member:
     color: Color = Color.SYNC
     inner_color: Color = Color.SYNC
     annotation: Any = EMPTY
+    manager: Any = None  # what `@contextmanager` makes of it
     spaces: Any = field(default=None, compare=False, repr=False)
 
     def resolved(self, annotation: Any) -> Any:
@@ -126,7 +129,7 @@ class Member:
         """How the member looks to a caller: `(self, data: int) -> bool`."""
         if self.kind is Kind.NOTHING:
             return "None"
-        if self.kind is Kind.DATA:
+        if self.kind in (Kind.DATA, Kind.DESCRIPTOR):
             return f"{text_of(self.annotation) or type(self.value).__name__} value"
         if self.kind is Kind.PROPERTY:
             return f"property -> {text_of(self.annotation) or 'anything'}"
@@ -266,11 +269,11 @@ def read(name: str, value: Any, owner: type, spaces: Any = None) -> Member:
     if isinstance(value, functools.partialmethod):
         return _partial_method(name, value, owner, spaces)
     if isinstance(value, functools.singledispatchmethod):
-        return _callable(name, value, owner, Kind.INSTANCE, value.func, spaces)
+        return _dispatched_by_type(read(name, value.func, owner, spaces), value)
     if isinstance(value, (types.MemberDescriptorType, types.GetSetDescriptorType)):
         return _data(name, value, owner, spaces)
     if callable(value):
-        binds = hasattr(type(value), "__get__") and not isinstance(
+        binds = _is_descriptor(value) and not isinstance(
             value, (types.BuiltinFunctionType, functools.partial, type)
         )
         kind = Kind.INSTANCE if binds else Kind.STATIC
@@ -278,17 +281,24 @@ def read(name: str, value: Any, owner: type, spaces: Any = None) -> Member:
     return _data(name, value, owner, spaces)
 
 
+def _is_descriptor(value: Any) -> bool:
+    mro = type.__getattribute__(type(value), "__mro__")
+    return any("__get__" in type.__getattribute__(base, "__dict__") for base in mro)
+
+
 def _callable(name: str, value: Any, owner: type, kind: Kind, outer: Any, spaces: Any) -> Member:
     outer = raw(outer)
     inner = outer
     claimed: Parameters | None = None
     returned: Any = EMPTY
+    manager = None
     if isinstance(outer, FunctionType):
         parameters: Parameters | None = parameters_of(outer)
         claimed = parameters
         returned = outer.__annotations__.get("return", EMPTY)
         if "__wrapped__" in outer.__dict__ or "__signature__" in outer.__dict__:
             inner = _innermost(outer)
+            manager = _MANAGERS.get(outer.__code__)
             if told := told_by_inspect(outer):
                 claimed, returned = told
     else:
@@ -308,8 +318,24 @@ def _callable(name: str, value: Any, owner: type, kind: Kind, outer: Any, spaces
         function=inner if isinstance(inner, FunctionType) else None,
         parameters=parameters, claimed=claimed, with_self=with_self, has_self=has_self,
         color=color_of(outer), inner_color=color_of(inner),
-        annotation=returned, spaces=spaces,
+        annotation=returned, manager=manager, spaces=spaces,
     )  # fmt: skip
+
+
+def _dispatched_by_type(member: Member, value: Any) -> Member:
+    """`singledispatchmethod` looks at the first argument, which must come by position."""
+    if not member.parameters:
+        return replace(member, value=value)
+    first = member.parameters[0]._replace(kind=POSITIONAL_ONLY)
+    parameters = (first, *member.parameters[1:])
+    return replace(member, value=value, parameters=parameters, claimed=parameters)
+
+
+# The functions that these decorators put before a generator all have the same code.
+_MANAGERS: dict[Any, Any] = {
+    contextlib.contextmanager(iter).__code__: contextlib.AbstractContextManager,
+    contextlib.asynccontextmanager(aiter).__code__: contextlib.AbstractAsyncContextManager,
+}
 
 
 def _is_c_function(value: Any) -> bool:
@@ -383,148 +409,19 @@ def _property(name: str, value: Any, owner: type, spaces: Any) -> Member:
 def _data(name: str, value: Any, owner: type, spaces: Any) -> Member:
     declared = vars(owner).get("__annotations__", {})
     annotation = declared.get(name, EMPTY) if isinstance(declared, dict) else EMPTY
+    kind = Kind.DATA
     if annotation is EMPTY and not isinstance(value, types.MemberDescriptorType):
-        annotation = type(value)
-    return Member(name, value, owner, Kind.DATA, annotation=annotation, spaces=spaces)
-
-
-# --- comparing --------------------------------------------------------------------------------
-
-
-def compare_calls(contract: Parameters, found: Parameters) -> Iterator[Fault]:
-    """The calls that are legal under the contract and fail here."""
-    positions = [p for p in found if p.kind in (POSITIONAL_ONLY, POSITIONAL)]
-    by_name = {p.name: p for p in found if p.kind in (POSITIONAL, KEYWORD_ONLY)}
-    takes_args = any(p.kind == VAR_POSITIONAL for p in found)
-    takes_names = any(p.kind == VAR_KEYWORD for p in found)
-    expected = [p for p in contract if p.kind in (POSITIONAL_ONLY, POSITIONAL)]
-    answered: set[str] = set()
-    for index, param in enumerate(expected):
-        if index < len(positions):
-            yield from _at_position(param, index, positions[index], by_name, takes_names)
-            answered.add(positions[index].name)
-        elif not takes_args:
-            yield Fault(
-                "C102", f"{text_of_parameter(param)} by position {index + 1}",
-                _not_by_position(param, by_name),
-                f"Accept '{param.name}' as a positional parameter.",
-            )  # fmt: skip
-            answered.add(param.name)
+        if _is_descriptor(value):  # what it gives is known to itself alone
+            kind = Kind.DESCRIPTOR
         else:
-            yield from _in_var_positional(param, index, by_name, takes_names)
-            answered.add(param.name)
-    for param in contract:
-        if param.kind == KEYWORD_ONLY:
-            yield from _by_keyword(param, by_name, takes_names)
-            answered.add(param.name)
-        elif {VAR_POSITIONAL: not takes_args, VAR_KEYWORD: not takes_names}.get(param.kind):
-            yield _no_var(param)
-    yield from _extra(found, contract, expected, positions, answered)
+            annotation = type(value)
+    return Member(name, value, owner, kind, annotation=annotation, spaces=spaces)
 
 
-def _at_position(
-    param: Param, index: int, here: Param, by_name: dict[str, Param], takes_names: bool
-) -> Iterator[Fault]:
-    if param.kind == POSITIONAL and here.name != param.name:
-        elsewhere = by_name.get(param.name)
-        if elsewhere is not None:
-            yield Fault(
-                "C105", f"'{param.name}' at position {index + 1}",
-                f"'{here.name}' at position {index + 1}, '{param.name}' elsewhere",
-                "Keep the order of the contract's parameters.",
-            )  # fmt: skip
-            return
-        if not takes_names or here.required:
-            yield Fault(
-                "C104", f"parameter '{param.name}'", f"parameter '{here.name}'",
-                f"Rename '{here.name}' to '{param.name}': callers may pass it by name.",
-            )  # fmt: skip
-            return
-    elif param.kind == POSITIONAL and here.kind == POSITIONAL_ONLY and not takes_names:
-        yield Fault(
-            "C104", f"'{param.name}' also by name", f"'{here.name}' by position only",
-            f"Move '/' so that '{param.name}' can be passed by name.",
-        )  # fmt: skip
-        return
-    if not param.required and here.required:
-        yield _not_optional(param)
-
-
-def _in_var_positional(
-    param: Param, index: int, by_name: dict[str, Param], takes_names: bool
-) -> Iterator[Fault]:
-    if param.name in by_name:
-        if by_name[param.name].required:
-            yield Fault(
-                "C102", f"{text_of_parameter(param)} by position {index + 1}",
-                f"'{param.name}' by name only, and required",
-                f"Move '{param.name}' before '*args', or give it a default.",
-            )  # fmt: skip
-    elif param.kind == POSITIONAL and not takes_names:
-        yield Fault(
-            "C103", f"'{param.name}' also by name", "only positions, in *args",
-            f"Name '{param.name}' in the signature, or accept **kwargs too.",
-        )  # fmt: skip
-
-
-def _by_keyword(param: Param, by_name: dict[str, Param], takes_names: bool) -> Iterator[Fault]:
-    here = by_name.get(param.name)
-    if here is None:
-        if not takes_names:
-            yield Fault(
-                "C107", f"keyword '{param.name}'", f"no keyword '{param.name}'",
-                f"Accept '*, {text_of_parameter(param)}'.",
-            )  # fmt: skip
-    elif not param.required and here.required:
-        yield _not_optional(param)
-
-
-def _not_by_position(param: Param, by_name: dict[str, Param]) -> str:
-    if param.name in by_name:
-        return f"'{param.name}' by name only"
-    return "too few positional parameters"
-
-
-def _not_optional(param: Param) -> Fault:
-    return Fault(
-        "C106", f"'{param.name}' may be left out", f"'{param.name}' is required",
-        f"Give '{param.name}' a default.",
-    )  # fmt: skip
-
-
-def _no_var(param: Param) -> Fault:
-    shown = text_of_parameter(param)
-    return Fault("C108", shown, f"no {shown}", f"Accept {shown}.")
-
-
-def _extra(
-    found: Sequence[Param],
-    contract: Sequence[Param],
-    expected: Sequence[Param],
-    positions: Sequence[Param],
-    answered: set[str],
-) -> Iterator[Fault]:
-    beyond = {p.name for p in positions[len(expected) :]}
-    keywords = {p.name for p in contract if p.kind == KEYWORD_ONLY}
-    for param in found:
-        if not param.required:
-            continue
-        is_extra = param.name in beyond or (
-            param.kind == KEYWORD_ONLY and param.name not in answered
-        )
-        if is_extra and param.name not in keywords:
-            yield Fault(
-                "C109", "no further required parameter", f"'{param.name}' is required",
-                f"Give '{param.name}' a default, or remove it.",
-            )  # fmt: skip
-
-
-def same_shape(one: Parameters, other: Parameters) -> bool:
-    """Whether names, kinds and optionality are equal, so that nothing has to be compared."""
-    return len(one) == len(other) and all(
-        a.name == b.name and a.kind == b.kind and a.required == b.required
-        for a, b in zip(one, other, strict=True)
-    )
+def setter_of(value: Any) -> FunctionType | None:
+    """The function that sets a property, where there is one."""
+    function = _innermost(value.fset) if isinstance(value, property) and value.fset else None
+    return function if isinstance(function, FunctionType) else None
 
 
 def promises_await(member: Member) -> bool:

@@ -16,6 +16,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from logs import get_logger
+
+log = get_logger("cluster")
+
 EXPIRY_SECONDS = 15.0  # without a heartbeat a node is dead
 BUSY_SECONDS = 2.0
 
@@ -98,6 +102,15 @@ class RegistryStore(Protocol):
 
     def close(self) -> None:
         """Let connections go."""
+
+
+def readable(stored: Iterable[tuple[str | bytes, float]]) -> Iterator[PluginRecord]:
+    """The records that this release can read, out of (JSON, heartbeat)."""
+    for text, heartbeat in stored:
+        try:
+            yield PluginRecord.from_json(text, heartbeat)
+        except (ValueError, TypeError, AttributeError) as error:
+            log.warning("registry_record_unreadable", error=type(error).__name__)
 
 
 def flagged(records: Iterable[PluginRecord]) -> list[PluginRecord]:
@@ -312,7 +325,7 @@ class SQLiteStore:
             rows = connection.execute(
                 "SELECT record, beat FROM plugins JOIN nodes USING (node)"
             ).fetchall()
-        return flagged(PluginRecord.from_json(text, beat) for text, beat in rows)
+        return flagged(readable(rows))
 
     def ping(self) -> None:
         """Return when the file can be read."""

@@ -6,27 +6,29 @@ file has no rule for pass.
 
 import collections
 import collections.abc as abc
-import re
-import types
+import enum
 import typing
-from collections.abc import Callable, Mapping
 from functools import lru_cache
-from types import SimpleNamespace
-from typing import Any, Literal, NewType, TypeVar
+from typing import Any, Literal, NewType, TypeVar, TypeVarTuple
 
-EMPTY: Any = type("EMPTY", (), {"__repr__": lambda _: "<no annotation>"})()
-UNRESOLVED: Any = type("UNRESOLVED", (), {"__repr__": lambda _: "<not resolvable yet>"})()
+from typing_extensions import is_typeddict
 
-_UNIONS = (typing.Union, types.UnionType)
+import annotations
+import generics
+from annotations import EMPTY, UNIONS, UNRESOLVED
+from generics import UNPACKS, bound_to, substitute
+
 _WRAPPERS = (typing.ClassVar, typing.Final, typing.Required, typing.NotRequired)
-_PROMOTIONS = {(int, float), (int, complex), (float, complex)}
+_PROMOTIONS: dict[Any, tuple[type, ...]] = {float: (int,), complex: (int, float)}
 _MAPPINGS = (abc.Mapping,)
-# How the parameters of the generic types of the standard library vary: i(nvariant), c(ovariant).
+_ANY_TUPLE = (tuple, typing.Tuple)  # noqa: UP006  (its arguments are those of `tuple[()]`)
+# How the parameters of generic types of the standard library vary: i(nvariant), c(ovariant), or
+# contravariant (-).
 _VARIANCE: dict[type, str] = {
     list: "i", set: "i", collections.deque: "i", abc.MutableSequence: "i", abc.MutableSet: "i",
     dict: "ii", collections.defaultdict: "ii", collections.OrderedDict: "ii",
     collections.ChainMap: "ii", abc.MutableMapping: "ii", collections.Counter: "i",
-    abc.Mapping: "ic",
+    abc.Mapping: "ic", abc.Generator: "c-c", abc.AsyncGenerator: "c-", abc.Coroutine: "c-c",
 }  # fmt: skip
 
 
@@ -34,9 +36,7 @@ def assignable(source: Any, target: Any) -> bool | None:
     """Whether a value annotated `source` may stand where `target` is expected."""
     try:
         return _cached(source, target)
-    except TypeError:  # an annotation that cannot be hashed, such as Literal[[1]]
-        return None
-    except RecursionError:
+    except Exception:  # noqa: BLE001  (it cannot be hashed, has no end, or fails in its own way)
         return None
 
 
@@ -53,10 +53,20 @@ def _plain(annotation: Any) -> Any:
         origin = typing.get_origin(annotation)
         if origin is typing.Annotated or origin in _WRAPPERS:
             annotation = typing.get_args(annotation)[0]
-        elif type(annotation).__name__ == "TypeAliasType":
-            annotation = annotation.__value__
+        elif "TypeAliasType" in (type(annotation).__name__, type(origin).__name__):
+            annotation = _behind_alias(annotation)
         else:
             return annotation
+
+
+def _behind_alias(annotation: Any) -> Any:
+    """What `type Pair[T] = …` stands for; its names are looked up only now, and may be missing."""
+    alias = typing.get_origin(annotation) or annotation
+    try:
+        value = alias.__value__
+    except Exception:  # noqa: BLE001  (any expression)
+        return UNRESOLVED
+    return substitute(value, bound_to(alias.__type_params__, typing.get_args(annotation)))
 
 
 def _assignable(source: Any, target: Any) -> bool | None:
@@ -70,15 +80,16 @@ def _assignable(source: Any, target: Any) -> bool | None:
         return True
     if target in (typing.Never, typing.NoReturn):
         return False
-    if typing.get_origin(source) in _UNIONS:
+    if typing.get_origin(source) in UNIONS:
         return _all(assignable(arm, target) for arm in typing.get_args(source))
     if typing.get_origin(source) is Literal:
         return _all(_literal(value, target) for value in typing.get_args(source))
-    if typing.get_origin(target) in _UNIONS:
+    if typing.get_origin(target) in UNIONS:
         return _any(assignable(source, arm) for arm in typing.get_args(target))
     if typing.get_origin(target) is Literal:
-        if source is bool:
-            return _all(_literal(value, target) for value in (True, False))
+        values = _all_values(source)
+        if values is not None:
+            return _all(_literal(value, target) for value in values)
         return False if isinstance(source, type) else None
     if isinstance(source, NewType):
         return assignable(source.__supertype__, target)
@@ -90,7 +101,20 @@ def _assignable(source: Any, target: Any) -> bool | None:
 def _says_nothing(annotation: Any) -> bool:
     if annotation is Any or annotation is EMPTY or annotation is UNRESOLVED:
         return True
+    if isinstance(annotation, type) and Any in annotation.__mro__:
+        return True
     return isinstance(annotation, (TypeVar, str, typing.ForwardRef, typing.ParamSpec))
+
+
+def _all_values(source: Any) -> Any:
+    """All values of a type that has few, read without running anything of it."""
+    if source is bool:
+        return (True, False)
+    if source is type(None):
+        return (None,)
+    if isinstance(source, enum.EnumMeta) and not issubclass(source, enum.Flag):
+        return tuple(vars(source)["_member_map_"].values())
+    return None
 
 
 def _all(answers: Any) -> bool | None:
@@ -105,7 +129,7 @@ def _any(answers: Any) -> bool | None:
 
 
 def _literal(value: Any, target: Any) -> bool | None:
-    if typing.get_origin(target) in _UNIONS:
+    if typing.get_origin(target) in UNIONS:
         return _any(_literal(value, arm) for arm in typing.get_args(target))
     if typing.get_origin(target) is Literal:
         return any(type(v) is type(value) and v == value for v in typing.get_args(target))
@@ -121,21 +145,21 @@ def _nominal(source: Any, target: Any) -> bool | None:
         return _callable(source, target, source_class)
     if source_class is abc.Callable:
         return False if target_class in (int, str, float, bool, bytes, list, dict) else None
-    if (source_class, target_class) in _PROMOTIONS:
+    if _is_subclass(source_class, _PROMOTIONS.get(target_class, ())):
         return True
-    if typing.is_typeddict(source_class) and not typing.is_typeddict(target_class):
+    if is_typeddict(target_class):
+        return _typed_dict(source_class, target_class) if is_typeddict(source_class) else False
+    if is_typeddict(source_class):
         return None if issubclass(dict, target_class) else False
-    if typing.is_typeddict(target_class):
-        return None if typing.is_typeddict(source_class) else False
     if getattr(target_class, "_is_protocol", False):
         return _protocol(source_class, target_class)
     if not _is_subclass(source_class, target_class):
         return False
     wanted = typing.get_args(target)
+    if target_class is tuple and target not in _ANY_TUPLE:
+        return _tuple(source, wanted)
     if not wanted:
         return True
-    if target_class is tuple:
-        return _tuple(source, wanted)
     given = _arguments_as(source, source_class, target_class)
     if given is None or len(given) != len(wanted):
         return None
@@ -150,11 +174,19 @@ def _is_class(value: Any) -> bool:
     return isinstance(value, type)
 
 
-def _is_subclass(source: type, target: type) -> bool:
+def _is_subclass(source: type, target: Any) -> bool:
     try:
         return issubclass(source, target)
     except TypeError:  # a metaclass with its own opinion
         return target in source.__mro__
+
+
+def _typed_dict(source: Any, target: Any) -> bool | None:
+    """By its keys, as for type checkers: all that are wanted, of the same types."""
+    given, wanted = source.__annotations__, target.__annotations__
+    if not (given.keys() >= wanted.keys() and source.__required_keys__ >= target.__required_keys__):
+        return False
+    return _all(_same(given[key], each) for key, each in wanted.items())
 
 
 def _same(one: Any, other: Any) -> bool | None:
@@ -182,18 +214,57 @@ def _variance(target: type, arguments: tuple[Any, ...]) -> str:
 
 def _tuple(source: Any, wanted: tuple[Any, ...]) -> bool | None:
     given = typing.get_args(source)
-    if not given and source is tuple:
+    if typing.get_origin(source) is not tuple or source in _ANY_TUPLE:
+        return None  # any tuple, or a named one: its fields would have to be read
+    have, want = _parts(given), _parts(wanted)
+    if have is None or want is None:
         return None
-    if not given and typing.get_origin(source) is not tuple:
-        return None  # a named tuple: its fields would have to be read
-    if len(wanted) == 2 and wanted[1] is Ellipsis:
-        items = given[:1] if len(given) == 2 and given[1] is Ellipsis else given
-        return _all(assignable(item, wanted[0]) for item in items)
-    if len(given) == 2 and given[1] is Ellipsis:
+    (first, many, last), (wanted_first, wanted_many, wanted_last) = have, want
+    if many is EMPTY:
+        items, fixed = [*first, *last], len(wanted_first) + len(wanted_last)
+        if len(items) < fixed or (wanted_many is EMPTY and len(items) > fixed):
+            return False
+        between = [wanted_many] * (len(items) - fixed)
+        pairs = zip(items, [*wanted_first, *between, *wanted_last], strict=True)
+        return _all(assignable(each, other) for each, other in pairs)
+    if wanted_many is EMPTY:
         return False
-    if len(given) != len(wanted):
-        return False
-    return _all(assignable(have, want) for have, want in zip(given, wanted, strict=True))
+    if wanted_first or wanted_last:
+        return True if have == want else None
+    return _all(assignable(each, wanted_many) for each in (*first, many, *last))
+
+
+def _parts(arguments: tuple[Any, ...]) -> tuple[list[Any], Any, list[Any]] | None:
+    """What stands before, in and behind the part of any length (EMPTY: there is none)."""
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return [], arguments[0], []
+    first: list[Any] = []
+    last: list[Any] = []
+    many: Any = EMPTY
+    for each in arguments:
+        parts = (
+            _parts(typing.get_args(inner)) if (inner := _unpacked(each)) else ([each], EMPTY, [])
+        )
+        if parts is None or (many is not EMPTY and parts[1] is not EMPTY):
+            return None
+        if many is EMPTY:
+            first += parts[0]
+            many, last = parts[1], parts[2]
+        else:
+            last += [*parts[0], *parts[2]]
+    if any(isinstance(each, TypeVarTuple) for each in (*first, *last)):
+        return None
+    return first, many, last
+
+
+def _unpacked(annotation: Any) -> Any:
+    """The tuple behind a star, or None."""
+    if getattr(annotation, "__unpacked__", False):  # *tuple[int, ...]
+        return tuple.__class_getitem__(typing.get_args(annotation))
+    if typing.get_origin(annotation) in UNPACKS:
+        inner = typing.get_args(annotation)[0]
+        return tuple.__class_getitem__(inner) if isinstance(inner, TypeVarTuple) else inner
+    return None
 
 
 def _callable(source: Any, target: Any, source_class: Any) -> bool | None:
@@ -234,7 +305,9 @@ def _arguments_as(source: Any, source_class: type, target: type) -> tuple[Any, .
     if (found := _declared(source_class, target, arguments)) is not None:
         return found
     if source_class is tuple:
-        items = tuple(item for item in arguments if item is not Ellipsis)
+        if (parts := _parts(arguments)) is None:
+            return None
+        items = tuple(each for each in (*parts[0], parts[1], *parts[2]) if each is not EMPTY)
         return (typing.Union[items],) if items else None  # noqa: UP007  (built from a tuple)
     if source_class is str:
         return (str,)
@@ -257,7 +330,7 @@ def _arguments_as(source: Any, source_class: type, target: type) -> tuple[Any, .
 
 def _declared(source: type, target: type, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Through what classes say about their bases (`class Rows(list[Row])`)."""
-    values = dict(zip(getattr(source, "__parameters__", ()), arguments, strict=False))
+    values = bound_to(getattr(source, "__parameters__", ()), arguments)
     for base in vars(source).get("__orig_bases__", ()):
         origin = typing.get_origin(base)
         if origin in (typing.Generic, typing.Protocol) or not isinstance(origin, type):
@@ -273,114 +346,7 @@ def _declared(source: type, target: type, arguments: tuple[Any, ...]) -> tuple[A
     return None
 
 
-# --- type variables ---------------------------------------------------------------------------
-
-
-def substitute(annotation: Any, values: Mapping[Any, Any]) -> Any:
-    """The annotation with type variables replaced."""
-    if not values:
-        return annotation
-    if isinstance(annotation, TypeVar):
-        return values.get(annotation, annotation)
-    parameters = getattr(annotation, "__parameters__", ())
-    if not parameters or isinstance(annotation, type):
-        return annotation
-    try:
-        return annotation[tuple(values.get(p, p) for p in parameters)]
-    except TypeError:  # a parameter specification, or a value that is no type
-        return annotation
-
-
-def type_arguments(cls: type) -> dict[type, dict[Any, Any]]:
-    """What the type variables of each generic base stand for, as seen from `cls`."""
-    found: dict[type, dict[Any, Any]] = {}
-
-    def walk(owner: type, values: Mapping[Any, Any]) -> None:
-        for base in vars(owner).get("__orig_bases__", owner.__bases__):
-            origin = typing.get_origin(base)
-            if origin is None:
-                if isinstance(base, type) and base is not object:
-                    walk(base, {})
-            elif isinstance(origin, type) and origin not in (typing.Generic, typing.Protocol):
-                given = (substitute(argument, values) for argument in typing.get_args(base))
-                inner = dict(zip(getattr(origin, "__parameters__", ()), given, strict=False))
-                found.setdefault(origin, {}).update(inner)
-                walk(origin, inner)
-
-    walk(cls, {})
-    return found
-
-
-# --- annotations as written -------------------------------------------------------------------
-
-
-def resolve(annotation: Any, names: Callable[[], tuple[dict[str, Any], dict[str, Any]]]) -> Any:
-    """The annotation without strings in it, or UNRESOLVED while one of its names is unknown.
-
-    Each is evaluated apart: `get_type_hints` loses all when one name exists for type checkers only.
-    """
-    if type(annotation) is type or not holds_text(annotation):
-        return annotation
-    holder = SimpleNamespace(__annotations__={"it": annotation})
-    try:
-        spaces = names()
-        return typing.get_type_hints(holder, *spaces, include_extras=True)["it"]
-    except Exception:  # noqa: BLE001  (an annotation may be any expression, and fail in any way)
-        return UNRESOLVED
-
-
-def holds_text(annotation: Any) -> bool:
-    """Whether there are strings in it that still have to be evaluated."""
-    try:
-        return _cached_holds_text(annotation)
-    except TypeError:  # it cannot be hashed
-        return _holds_text(annotation)
-
-
-def is_plain(annotation: Any) -> bool:
-    """Whether it means the same wherever it stands: no strings, no type variables, no Self."""
-    if type(annotation) is type:
-        return True
-    if annotation is typing.Self or isinstance(annotation, TypeVar):
-        return False
-    return not getattr(annotation, "__parameters__", ()) and not holds_text(annotation)
-
-
-def _holds_text(annotation: Any) -> bool:
-    if isinstance(annotation, (str, typing.ForwardRef)):
-        return True
-    if typing.get_origin(annotation) is Literal:
-        return False
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is typing.Annotated:
-        arguments = arguments[:1]
-    return any(
-        _holds_text(each) for part in arguments
-        for each in (part if isinstance(part, list) else (part,))
-    )  # fmt: skip
-
-
-_cached_holds_text = lru_cache(maxsize=8192)(_holds_text)
-_QUALIFIED = re.compile(r"(?:\w+\.)+(?=\w)")
-_LOCAL = re.compile(r"[\w.<>]+<locals>\.")
-
-
-def text_of(annotation: Any) -> str:
-    """The annotation as one would write it, without module names: the same on every host."""
-    if annotation is EMPTY:
-        return ""
-    if annotation is None or annotation is type(None):
-        return "None"
-    if isinstance(annotation, str):
-        return annotation
-    if isinstance(annotation, (TypeVar, NewType)):
-        return annotation.__name__
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation.__qualname__.rpartition("<locals>.")[2]
-    if typing.get_origin(annotation) in _UNIONS:
-        return " | ".join(map(text_of, typing.get_args(annotation)))
-    text = repr(annotation).replace("ForwardRef(", "(").replace("NoneType", "None")
-    return _QUALIFIED.sub("", _LOCAL.sub("", text))
+# --- what is awaited and iterated --------------------------------------------------------------
 
 
 def awaited(annotation: Any) -> Any:
@@ -405,7 +371,7 @@ def is_awaitable(annotation: Any) -> bool:
 def has_awaitable_arm(annotation: Any) -> bool:
     """Whether a union leaves it to the implementation to be async (`int | Awaitable[int]`)."""
     annotation = _plain(annotation)
-    if typing.get_origin(annotation) not in _UNIONS:
+    if typing.get_origin(annotation) not in UNIONS:
         return False
     return any(map(is_awaitable, typing.get_args(annotation)))
 
@@ -420,8 +386,7 @@ def is_iterator(annotation: Any) -> bool:
 
 
 def forget() -> None:
-    """Drop what the caches hold: a class that was unloaded must be able to die."""
+    """Drop what the cache holds: a class that was unloaded must be able to die."""
     _cached.cache_clear()
-    _cached_holds_text.cache_clear()
-    for clear in getattr(typing, "_cleanups", ()):  # List[X] and Generic[X] are remembered there
-        clear()
+    annotations.forget()
+    generics.forget()

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from utils import Processor
 
-Finite = Annotated[float, Field(ge=-1e150, le=1e150)]  # their squares do not overflow
+Finite = Annotated[float, Field(ge=-1e150, le=1e150, strict=True)]  # their squares do not overflow
 
 
 class Summary(BaseModel):

@@ -26,7 +26,7 @@ UNITS: dict[str, tuple[str, float, float]] = {
     "KiB": ("data", 1024.0, 0.0), "MiB": ("data", 1024.0**2, 0.0),
 }  # fmt: skip
 
-Finite = Annotated[float, Field(ge=-1e150, le=1e150)]  # far from what overflows
+Finite = Annotated[float, Field(ge=-1e150, le=1e150, strict=True)]  # far from what overflows
 
 
 class Quantity(BaseModel):

@@ -13,6 +13,8 @@ import httpx2
 import pytest
 from jsonschema import Draft202012Validator
 
+from web import HEALTH_PATHS
+
 pytestmark = [pytest.mark.webhook, pytest.mark.integration]
 
 FOLDER = Path(__file__).resolve().parent.parent
@@ -61,6 +63,14 @@ class Lies(Processor[str, Moved]):
             return None
         return object()
 
+class Passes(PluginBase):
+    def process(self, data):
+        return data
+
+class PassesLater(PluginBase):
+    async def process(self, data):
+        return data
+
 class Numbers(PluginBase):
     def process(self, data):
         return {"nan": float("nan"), "inf": float("inf"), "big": "x" * 9_000_000,
@@ -82,6 +92,10 @@ class RaisesLater(PluginBase):
 
 class Refuses(PluginBase):
     def process(self, data: Any) -> Any:
+        if data == "without reason":
+            raise InvalidInput([])
+        if data == "at length":
+            raise InvalidInput([("/\\ud800" * 50_000, "\\ud800" * 100_000)] * 1000)
         raise InvalidInput([("/x", "Not that one.")])
 
 class Sleeps(PluginBase):
@@ -179,6 +193,11 @@ class TestCalls:
         assert "too long" not in answer.text
 
     def test_a_plugin_may_refuse_its_input(self, served: Any) -> None:
+        for data in ("without reason", "at length"):
+            answer = served.post("/plugins/Refuses/process", data)
+            assert answer.status_code == 422
+            assert len(answer.content) < 4096
+            assert problem_of(answer)["detail"]
         answer = served.post("/plugins/Refuses/process", 1)
         assert answer.status_code == 422
         assert problem_of(answer)["errors"] == [{"pointer": "/x", "message": "Not that one."}]
@@ -249,6 +268,7 @@ class TestCalls:
             (b"[" * 100_000, {}, 400), (b'{"a":' * 100_000, {}, 400), (b"1" * 10_000, {}, 400),
             (b"1", {"content-type": "text/plain"}, 415), (b"1", {"content-type": ""}, 415),
             (b'"' + b"x" * 1_100_000 + b'"', {}, 413),
+            (b"-1" + b"0" * 400, {}, 400), (b'{"x": 1' + b"0" * 400 + b', "y": 1}', {}, 400),
             (b"1", {"origin": "http://evil.example"}, 403),
             (b"1", {"host": "evil.example"}, 403),
         ],
@@ -309,6 +329,31 @@ class TestTime:
         assert time.monotonic() - started < 5  # the calls would take 60
 
 
+class TestMethods:
+    @pytest.mark.parametrize(
+        ("path", "allowed"),
+        [
+            ("/plugins", "GET"), ("/plugins/Moves", "GET"), ("/plugins/Moves/1.0.0", "GET"),
+            ("/plugins/Moves/process", "POST"), ("/plugins/Moves/1.0.0/process", "POST"),
+            ("/plugins/reload", "POST"), ("/plugins/Moves/enable", "POST"),
+            ("/plugins/Moves/1.0.0/disable", "POST"), ("/plugins/failed", "GET"),
+            ("/plugins/Moves/metrics", "GET"), ("/chains/run", "POST"),
+        ],
+    )  # fmt: skip
+    def test_every_path_names_its_own_method(self, served: Any, path: str, allowed: str) -> None:
+        """No path is taken for a plugin or a version that is called like it."""
+        with served.client() as client:
+            for method in {"GET", "POST", "PUT", "DELETE", "OPTIONS"} - {allowed}:
+                answer = client.request(method, path)
+                assert (answer.status_code, answer.headers.get("allow")) == (405, allowed), method
+
+    def test_without_a_token_admin_paths_do_not_exist(self, bundled_server: Any) -> None:
+        with bundled_server.client() as client:
+            for path in ("reload", "Describe/enable", "Describe/1.0.0/disable", "Describe/reload"):
+                for method in ("GET", "POST", "PUT", "OPTIONS"):
+                    assert client.request(method, f"/plugins/{path}").status_code == 404
+
+
 class TestChains:
     def test_the_answer_is_the_output_of_the_last(self, served: Any) -> None:
         answer = served.post("/chains/run", {"steps": ["Moves@1.0.0"], "data": {"x": 1, "y": 2}})
@@ -325,6 +370,20 @@ class TestChains:
         answer = served.post("/chains/run", {"steps": ["Moves", "Lies"], "data": {"x": 1, "y": 2}})
         assert answer.status_code == 422
         assert "Joint 1, between Moves.process and Lies.process" in problem_of(answer)["detail"]
+
+    @pytest.mark.parametrize("first", ["Passes", "PassesLater"])
+    def test_what_comes_from_an_untyped_step_becomes_what_the_next_takes(
+        self, served: Any, first: str
+    ) -> None:
+        for data, status in (({"x": 1, "y": 2}, 200), ({"x": "no"}, 422), ("text", 422)):
+            answer = served.post("/chains/run", {"steps": [first, "Moves"], "data": data})
+            assert answer.status_code == status, answer.text
+            if status == 200:
+                assert answer.json() == {"x": 3}
+            else:
+                problem = problem_of(answer)
+                assert "step 2, Moves.process" in problem["detail"]
+                assert problem["errors"][0]["pointer"] == "/steps"
 
     def test_async_steps_are_awaited_and_timed(self, served: Any) -> None:
         steps = ["SleepsLater", "Sleeps"]
@@ -346,6 +405,7 @@ class TestChains:
             ({"steps": ["Raises"], "data": "exit"}, 500),
             ({"steps": ["Lies"], "data": "changed"}, 500),
             ({"steps": ["Refuses"], "data": 1}, 422),
+            ({"steps": ["Refuses"], "data": "at length"}, 422),
         ],
     )
     def test_what_goes_wrong_is_a_problem(self, served: Any, asked: Any, status: int) -> None:
@@ -517,6 +577,25 @@ class TestAdmin:
 
 
 class TestDocumentation:
+    def test_with_an_api_key_admin_operations_declare_both_schemes(
+        self, make_server: Callable[[], Any]
+    ) -> None:
+        server = make_server()
+        server.start(ADMIN_TOKEN="sesame", API_KEY="open")
+        with server.client(headers={"X-API-Key": "open"}) as client:
+            document = client.get("/openapi.json").json()
+            assert set(document["components"]["securitySchemes"]) == {"HTTPBearer", "apiKey"}
+            for path, item in document["paths"].items():
+                for operation in item.values():
+                    wanted: dict[str, list[str]] = {"apiKey": []}
+                    if "admin" in operation["tags"]:
+                        wanted["HTTPBearer"] = []
+                    if path not in HEALTH_PATHS:
+                        assert operation["security"] == [wanted], path
+            assert client.post("/plugins/reload").status_code == 401
+            assert client.post("/plugins/reload", headers=TOKEN).status_code == 200
+        assert server.post("/plugins/reload", headers=TOKEN).status_code == 401
+
     def test_every_documented_example_succeeds_as_shown(self, make_server: Any) -> None:
         server = make_server().start(PLUGINS_DIR="default", ADMIN_TOKEN="sesame")
         document = server.get("/openapi.json")

@@ -241,3 +241,12 @@ def test_hostile_values_are_4xx_for_every_bundled_plugin(bundled_server: Any) ->
                 assert len(answer.content) < 20_000
                 sent += 1
     assert sent > 500
+
+
+@pytest.mark.integration
+def test_what_is_no_number_is_no_number(bundled_server: Any) -> None:
+    """True is no 1 and "7" is no 7, neither in a column nor in a quantity."""
+    for wrong in (False, "7"):
+        assert bundled_server.post("/plugins/Describe/process", [wrong]).status_code == 422
+        quantity = {"values": [wrong], "unit": "ft", "to": "m"}
+        assert bundled_server.post("/plugins/ConvertUnits/process", quantity).status_code == 422

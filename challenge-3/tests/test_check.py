@@ -55,6 +55,7 @@ def test_all_violations_of_all_classes_are_printed(tmp_path: Path) -> None:
         ("x = (", ":1: failed in phase compile"),
         ("\nimport nothing_like_this", ":2: failed in phase import: ModuleNotFoundError"),
         ("raise SystemExit", ":1: failed in phase import: SystemExit"),
+        ("import os\nos._exit(0)\n", ": failed in phase import: ends the process that imports it"),
     ],
 )
 def test_a_file_that_does_not_run_is_told_with_its_line(

@@ -191,6 +191,17 @@ class OwnRedis:
         self.process.kill()
         self.process.wait()
 
+    def expire_at_once(self, *pids: int) -> None:
+        """Let pass what is left of the 15 s of these processes, which no longer beat."""
+        import redis
+
+        client = redis.Redis(port=self.port)
+        for pid in pids:
+            (key,) = client.keys(f"*:node:*:{pid}:*")
+            assert 0 < client.pttl(key) <= 15_000
+            client.pexpire(key, 1)
+        client.close()
+
 
 @pytest.fixture
 def own_redis(tmp_path: Path, needs: Any) -> Iterator[OwnRedis]:
@@ -257,10 +268,11 @@ class TestHosts:
 
         first.kill()
         third.kill()
-        killed = time.monotonic()
+        assert first.process is not None
+        assert third.process is not None
+        own_redis.expire_at_once(first.process.pid, third.process.pid)
 
-        until(lambda: second.post("/plugins/Shared/process", "x").status_code == 200, 30)
-        assert time.monotonic() - killed <= 15 + 5 + 2
+        until(lambda: second.post("/plugins/Shared/process", "x").status_code == 200)
         assert second.get("/plugins/failed") == []
 
     def test_an_outage_degrades_health_fails_no_request_and_state_returns(

@@ -754,6 +754,92 @@ class TestLaterChanges:
             del parent.process
         assert Child().process(2) == 20
 
+    def test_the_version_is_half_of_the_key_and_stays(self) -> None:
+        cls = self.plugin()
+        cls.version = "0.0.0"
+
+        with pytest.raises(ContractViolationError) as caught:
+            cls.version = "2.0.0"
+
+        assert codes(caught) == ["C150"]
+        assert registry.plugin("P").version.text == "0.0.0"
+        registry.unregister("P")
+        cls.version = "2.0.0"
+
+    def test_the_bases_are_those_it_was_examined_with(self) -> None:
+        cls = self.plugin()
+        bases = cls.__bases__
+
+        with pytest.raises(ContractViolationError) as caught:
+            cls.__bases__ = (Contract,)
+
+        assert codes(caught) == ["C150"]
+        assert cls.__bases__ == bases
+
+    def test_what_is_abstract_is_demanded_whatever_its_name(self) -> None:
+        class K(Contract, attributes="none"):
+            @abc.abstractmethod
+            def _hook(self) -> int: ...
+
+        class P(K):
+            def _hook(self) -> int:
+                return 1
+
+        with pytest.raises(ContractViolationError):
+            P._hook = lambda self, more: more
+        with pytest.raises(ContractViolationError):
+            del P._hook
+        assert P()._hook() == 1
+
+
+class TestCompletedByDecorators:
+    """Methods that `@dataclass(order=True)` and the like are about to make."""
+
+    def contract(self) -> Any:
+        class K(Contract, attributes="none"):
+            @abc.abstractmethod
+            def __lt__(self, other: object) -> bool: ...
+
+        return K
+
+    def test_a_dataclass_may_make_what_is_abstract(self) -> None:
+        @dataclasses.dataclass(order=True)
+        class P(self.contract()):
+            x: int = 1
+
+        assert P(1) < P(2)
+
+    def test_one_that_does_not_is_found_out_at_the_first_instance(self) -> None:
+        @dataclasses.dataclass
+        class P(self.contract()):
+            x: int = 1
+
+        with pytest.raises(ContractRuntimeError) as caught:
+            P()
+        assert codes(caught) == ["C101"]
+
+    def test_without_a_decorator_it_is_missing_at_once(self) -> None:
+        with pytest.raises(ContractViolationError) as caught:
+
+            class P(self.contract()):
+                x: int = 1
+
+        assert codes(caught) == ["C101"]
+
+
+def test_a_pydantic_plugin_may_be_generic() -> None:
+    """`P[int]` is a model of its own for pydantic, and no other plugin."""
+    T = TypeVar("T")
+
+    class P(PydanticPlugin, Generic[T]):
+        scale: float = 1.0
+
+        def process(self, data: float) -> float:
+            return data * self.scale
+
+    assert P[int](scale=2).process(3) == 6
+    assert [plugin.name for plugin in registry.snapshot() if "P" in plugin.name[:1]] == ["P"]
+
 
 def test_a_report_is_true_when_it_is_empty() -> None:
     assert ValidationReport()

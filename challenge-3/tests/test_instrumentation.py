@@ -8,7 +8,7 @@ import pickle
 import random
 import sys
 import threading
-from functools import partialmethod
+from functools import lru_cache, partialmethod, singledispatchmethod
 from typing import Any
 
 import pytest
@@ -61,6 +61,36 @@ class TestCounts:
 
         figures = registry.plugin("P").figures()["process"]
         assert (figures.calls, figures.errors) == (800_000, 80_000)
+
+    def test_no_call_is_missed_while_a_method_is_exchanged(self) -> None:
+        class P(Processor[int, int]):
+            def process(self, data: int) -> int:
+                return data
+
+        stop = threading.Event()
+        made = [0] * 4
+
+        def work(number: int) -> None:
+            plugin = P()
+            while not stop.is_set():
+                plugin.process(1)
+                made[number] += 1
+
+        switching = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+            for thread in threads:
+                thread.start()
+            for _ in range(50):
+                P.process = lambda self, data: data  # type: ignore[method-assign]
+            stop.set()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(switching)
+
+        assert calls("P") == sum(made)
 
     def test_a_call_is_counted_once_through_super_and_inheritance(self) -> None:
         class Parent(Processor[int, int]):
@@ -186,6 +216,35 @@ class TestNothingElseChanges:
         assert Pickled.process.__module__ == __name__
         with pytest.raises(TypeError, match="process"):
             Pickled().process()  # type: ignore[call-arg]
+
+    def test_methods_that_are_no_plain_functions_keep_theirs(self) -> None:
+        class P(Processor[int, int]):
+            @lru_cache  # noqa: B019  (the class does not outlive the test)
+            def process(self, data: int) -> int:
+                """Look it up."""
+                return data
+
+        class Q(Contract, attributes="none"):
+            def f(self, data: Any, /) -> Any: ...
+
+        class D(Q):
+            @singledispatchmethod
+            def f(self, data: Any, /) -> Any:
+                return "anything"
+
+            @f.register
+            def _(self, data: int) -> Any:
+                return "a number"
+
+        D.f.register(str, lambda _, data: f"a text{data}")  # type: ignore[attr-defined]
+        plugin = P()
+        assert [plugin.process(1), plugin.process(1)] == [1, 1]
+        assert P.process.cache_info().hits == 1
+        assert str(inspect.signature(plugin.process)) == "(data: int) -> int"
+        assert (P.process.__doc__, P.process.__name__) == ("Look it up.", "process")
+        assert P.process.__qualname__.endswith("P.process")
+        assert [D().f(None), D().f(1), D().f("")] == ["anything", "a number", "a text"]
+        assert (calls("P"), calls("D", "f")) == (2, 3)
 
     def test_pickling_survives(self) -> None:
         assert pickle.loads(pickle.dumps(Pickled.process)) is Pickled.process

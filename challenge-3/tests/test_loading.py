@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from loading import EntryPoints, LoadError, PluginLoader
+from probing import DoesNotLoad, Probe
 from registry import Failure
 from utils import Processor, Registry, get_all_plugins, registry
 
@@ -152,6 +154,98 @@ class TestHostileFiles:
 
         assert json.dumps({}) == "{}"
         assert "Json" in registry
+
+
+DEADLY = {
+    "exits": ("import os\nos._exit(0)\n", "ends the process that imports it (exit code 0)", None),
+    "fails": ("import os\nos._exit(3)\n", "ends the process that imports it (exit code 3)", None),
+    "crashes": ("import ctypes\nctypes.string_at(0)\n",
+                "ends the process that imports it (SIGSEGV)", None),
+    "kills": ("import os\nos.kill(0, 9)\n", "ends the process that imports it (SIGKILL)", None),
+    "loops": ("x = 1\nwhile True:\n    x += 1\n", "did not end within 0.3 s", (2, 3)),
+    "sleeps": ("import time\n\n\ntime.sleep(9999)\n", "did not end within 0.3 s", (4,)),
+    "orphans": ("import os, time\nif os.fork() == 0:\n    os.setsid()\n"
+                "    time.sleep(9)\nos._exit(1)\n",
+                "ends the process that imports it (exit code 1)", None),
+}  # fmt: skip
+
+
+class TestFilesThatNeverEnd:
+    """They run in another process first, which may die."""
+
+    @pytest.mark.parametrize("name", DEADLY)
+    def test_one_that_ends_the_process_or_hangs_is_listed(self, directory: Path, name: str) -> None:
+        text, error, lines = DEADLY[name]
+        (directory / f"{name}.py").write_text(text)
+        loader = PluginLoader(registry, directory, Probe(0.3))
+        try:
+            (failure,) = loader.load().failed
+        finally:
+            loader.close()
+
+        assert (failure.file, failure.phase, failure.error) == (f"{name}.py", "import", error)
+        assert failure.line in (lines or (None,))
+
+    def test_what_is_right_loads_and_what_raises_is_told_by_the_loader(
+        self, directory: Path
+    ) -> None:
+        (directory / "adds.py").write_text("import os\nos.write(1, b'{}')\n" + good())
+        (directory / "raises.py").write_text("\nraise SystemExit(3)\n")
+        probe = Probe(30)
+        loader = PluginLoader(registry, directory, probe)
+        try:
+            report = loader.load()
+            assert report.loaded == ["adds.py"]
+            assert [(f.file, f.phase, f.line) for f in report.failed] == [
+                ("raises.py", "import", 2)
+            ]
+            probe.close()  # as an idle helper does by itself
+            registry.reload("Adds")
+            (directory / "adds.py").write_text("import os\nos._exit(1)\n")
+            with pytest.raises(LoadError, match="keeps serving"):
+                registry.reload("Adds")
+            assert registry.create("Adds", Processor).process(1) == 2
+        finally:
+            loader.close()
+
+    def test_a_file_that_still_runs_does_not_outlive_the_loader(self, directory: Path) -> None:
+        number = directory / "pid"
+        text = f"import os\nopen({str(number)!r}, 'w').write(str(os.getpid()))\nwhile True: pass\n"
+        probe = Probe(60)
+        (directory / "loops.py").write_text(text)
+        told: list[str] = []
+
+        def ask() -> None:
+            try:
+                probe.check(directory / "loops.py", text.encode())
+            except DoesNotLoad as error:
+                told.append(str(error))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while not number.exists() or not number.read_text():
+            time.sleep(0.01)
+        pid = int(number.read_text())
+
+        probe.close()
+
+        asking.join()
+        assert told == ["was not tried: the process for that has ended"]
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+    def test_the_app_comes_up_beside_them(self, make_server: Any) -> None:
+        server = make_server()
+        server.write("exits.py", "import os\nos._exit(1)\n")
+        server.write("loops.py", "while True:\n    pass\n")
+        server.write("zebra.py", good("Zebra"))
+
+        server.start(LOAD_TIMEOUT_SECONDS="3")
+
+        assert server.post("/plugins/Zebra/process", 1).json() == 2
+        failed = {entry["file"]: entry for entry in server.get("/plugins/failed")}
+        assert sorted(failed) == ["exits.py", "loops.py"]
+        assert failed["loops.py"]["error"] == "did not end within 3 s"
 
 
 class TestReload:

@@ -1,6 +1,7 @@
 """One suite over all registry stores: memory, SQLite, and Redis for real."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -173,6 +174,24 @@ class TestEveryStore:
             for thread in threads:
                 thread.join()
             assert len(refused) == 3
+
+    @pytest.mark.parametrize("kind", ["sqlite", "redis"])  # nobody else writes into memory
+    @pytest.mark.parametrize("text", ["no JSON", '{"name": "P", "of": "a later release"}', "[]"])
+    def test_what_cannot_be_read_is_left_out(self, store: RegistryStore, text: str) -> None:
+        """Neither answers nor announcements fail because of what another has written."""
+        store.announce("n1", [record("P"), record("Q")])
+        if isinstance(store, SQLiteStore):
+            with sqlite3.connect(store._path) as connection:
+                connection.execute("UPDATE plugins SET record = ? WHERE key = 'P@1.0.0'", (text,))
+            connection.close()
+        elif isinstance(store, RedisStore):
+            signature = "s".ljust(64, "0")
+            store._client.hset(store._hash("n1"), "P@1.0.0", f"{signature}{text}")
+            store._client.sadd(store._nodes, "no-hash")
+            store._client.set(store._hash("no-hash"), "of another kind")
+
+        assert [each.name for each in store.records()] == ["Q"]
+        assert [c.record.key for c in store.announce("n2", [record("P", "other")])] == ["P@1.0.0"]
 
     def test_a_thousand_records_in_one_go(self, store: RegistryStore) -> None:
         many = [record(f"P{number}") for number in range(1000)]

@@ -27,7 +27,9 @@ from typing import (
 
 import pytest
 
-from subtyping import EMPTY, assignable, awaited, resolve, substitute, text_of, type_arguments
+from annotations import EMPTY, resolve, text_of
+from generics import substitute, type_arguments
+from subtyping import assignable, awaited
 
 pytestmark = pytest.mark.unit
 
