@@ -22,6 +22,7 @@ import socket
 import sys
 import time
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ log = structlog.stdlib.get_logger("web")
 _stdlib_log = logging.getLogger("web")  # its level is cheap to ask
 
 CHECK_SECONDS = 2.0  # a dependency that has not answered a readiness check by then is down
-STOP_GRACE_SECONDS = 0.25  # what a body being received gets once the server was told to stop
-SWEEP_SECONDS = 0.5  # between looks at bodies that are being received
+STOP_GRACE_SECONDS = 0.25  # what clients get to send and to read once the server is told to stop
+SWEEP_SECONDS = 0.5  # between looks at what waits for clients
 REPORTED_ERRORS = 20
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KNOWN_METHODS = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
@@ -67,11 +68,12 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a client may send, and how slowly.
+    """How much a client may send, and how slowly it may send and read.
 
     A body of `body_bytes` at most (routes named in `create_app(streaming=)` count for themselves),
     which has to arrive within `grace_seconds` plus one second per `bytes_per_second` received; a
-    request head within `head_seconds`; the first byte of an answer within `answer_seconds`.
+    request head within `head_seconds`; the first byte of an answer within `answer_seconds`. A long
+    answer is cut off when nobody reads for `grace_seconds`.
     """
 
     body_bytes: int = 1024 * 1024
@@ -260,7 +262,7 @@ class Gate:
         self.streaming = streaming
         self.stopping = asyncio.Event()
         self.requests: dict[tuple[str, int], int] = {}
-        self._receiving: dict[_Exchange, asyncio.Task[Any]] = {}
+        self._waiting: set[_Wait] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self._process_id = uuid.uuid4().hex[:16]
         self._counter = itertools.count()
@@ -268,29 +270,31 @@ class Gate:
     def stop(self) -> None:
         """End what waits for clients: the server has been told to stop."""
         self.stopping.set()
-        asyncio.get_running_loop().call_later(STOP_GRACE_SECONDS, self._give_up_slow_bodies)
+        loop = asyncio.get_running_loop()
+        loop.call_later(STOP_GRACE_SECONDS, self._give_up_slow_clients)
+        loop.call_later(2 * STOP_GRACE_SECONDS, _abort_unread)
 
-    def expect(self, exchange: "_Exchange", task: "asyncio.Task[Any]") -> None:
-        """Watch a body that is being received; one timer serves all of them."""
-        self._receiving[exchange] = task
+    def expect(self, wait: "_Wait") -> None:
+        """Watch a client that has to send or to read; one timer serves all of them."""
+        self._waiting.add(wait)
         if self._sweep is None:
             loop = asyncio.get_running_loop()
-            self._sweep = loop.call_later(SWEEP_SECONDS, self._give_up_slow_bodies)
+            self._sweep = loop.call_later(SWEEP_SECONDS, self._give_up_slow_clients)
 
-    def received(self, exchange: "_Exchange") -> None:
-        """The piece that was waited for is here."""
-        del self._receiving[exchange]
+    def done(self, wait: "_Wait") -> None:
+        """The client did what it was waited for."""
+        self._waiting.discard(wait)
 
-    def _give_up_slow_bodies(self) -> None:
+    def _give_up_slow_clients(self) -> None:
         now = time.monotonic()
-        for exchange, task in self._receiving.items():
-            if not exchange.gave_up and (self.stopping.is_set() or exchange.deadline() <= now):
-                exchange.gave_up = True
-                task.cancel()
+        for wait in self._waiting:
+            if not wait.gave_up and (self.stopping.is_set() or wait.deadline <= now):
+                wait.gave_up = True
+                wait.task.cancel()
         self._sweep = None
-        if self._receiving:
+        if self._waiting:
             loop = asyncio.get_running_loop()
-            self._sweep = loop.call_later(SWEEP_SECONDS, self._give_up_slow_bodies)
+            self._sweep = loop.call_later(SWEEP_SECONDS, self._give_up_slow_clients)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] == "http":
@@ -336,6 +340,30 @@ class Gate:
         return f"{self._process_id}-{next(self._counter):x}"
 
 
+class _Wait:
+    """A wait for the client; leaving it raises `_GaveUp` when that took too long."""
+
+    __slots__ = ("deadline", "gate", "gave_up", "task")
+
+    def __init__(self, gate: Gate, deadline: float) -> None:
+        self.gate = gate
+        self.deadline = deadline
+        self.gave_up = False
+        self.task = cast("asyncio.Task[Any]", asyncio.current_task())
+
+    def __enter__(self) -> None:
+        self.gate.expect(self)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.gate.done(self)
+        if kind is asyncio.CancelledError and self.gave_up and self.task.uncancel() == 0:
+            raise _GaveUp from None
+
+
+class _GaveUp(Exception):
+    """The client was too slow, or the server stops."""
+
+
 class _Exchange:
     """One request and its answer."""
 
@@ -346,7 +374,7 @@ class _Exchange:
         self.send_to = send
         self.received = 0
         self.more = True
-        self.gave_up = self.answered = False
+        self.sending = self.answered = False
         self.status = 0
         self.started = 0.0
         self.limit: int | None = None
@@ -408,30 +436,22 @@ class _Exchange:
         """The server's receive, counted and timed while a body is expected."""
         if not self.more:
             return await self.source()
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self.gate.expect(self, task)
+        limits = self.gate.limits
+        deadline = self.started + limits.grace_seconds + self.received / limits.bytes_per_second
         try:
-            message = await self.source()
-        except asyncio.CancelledError:
-            if not self.gave_up or task.uncancel() > 0:
-                raise
+            with _Wait(self.gate, deadline):
+                message = await self.source()
+        except _GaveUp:
             raise self._too_slow() from None
-        finally:
-            self.gate.received(self)
         if self.patience is not None:  # for the answer; it begins anew with every piece
             now = asyncio.get_running_loop().time()
-            self.patience.reschedule(now + self.gate.limits.answer_seconds)
+            self.patience.reschedule(now + limits.answer_seconds)
         if message["type"] == "http.request":
             self.received += len(message.get("body", b""))
             self.more = message.get("more_body", False)
             if self.limit is not None and self.received > self.limit:
                 raise self._too_large()
         return message
-
-    def deadline(self) -> float:
-        """When the body has to have made more progress than it has."""
-        limits = self.gate.limits
-        return self.started + limits.grace_seconds + self.received / limits.bytes_per_second
 
     async def send(self, message: Message) -> None:
         """The server's send, with the request id on the answer."""
@@ -443,9 +463,23 @@ class _Exchange:
                 *message.get("headers", ()),
                 (b"x-request-id", self.id.encode("ascii")),
             ]
-        elif not message.get("more_body", False):
-            self.answered = True
-        await self.send_to(message)
+            await self.send_to(message)
+            return
+        self.answered = not message.get("more_body", False)
+        if self.sending:
+            await self._send_more(message)
+        else:
+            self.sending = True
+            await self.send_to(message)
+
+    async def _send_more(self, message: Message) -> None:
+        """A further piece of an answer; it waits until the client has read of those before it."""
+        try:
+            with _Wait(self.gate, time.monotonic() + self.gate.limits.grace_seconds):
+                await self.send_to(message)
+        except _GaveUp:
+            _abort(self.scope)
+            raise ConnectionError("The client does not read its answer.") from None
 
     async def _answer_in_time(self) -> None:
         try:
@@ -538,6 +572,27 @@ def _on_stop_signal(stop: Callable[[], None]) -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+_connections: "weakref.WeakSet[Any]" = weakref.WeakSet()  # uvicorn's protocols, of all servers
+
+
+def _abort(scope: Scope) -> None:
+    """Cut the connection of a request, whatever of the answer is unread."""
+    for each in list(_connections):
+        if each.cycle is not None and each.cycle.scope is scope:
+            each.transport.abort()
+
+
+def _abort_unread() -> None:
+    """Cut connections with unread answers, again and again, until this loop has none at all."""
+    loop = asyncio.get_running_loop()
+    own = [each for each in _connections if each.loop is loop and each in each.connections]
+    for each in own:
+        if each.transport.get_write_buffer_size():
+            each.transport.abort()
+    if own:
+        loop.call_later(STOP_GRACE_SECONDS, _abort_unread)
+
+
 def _close_stalled_connections(head_seconds: float) -> None:
     """Teach uvicorn to give up on request heads that never end.
 
@@ -578,6 +633,7 @@ def _sweeping(connection_made: Callable[[Any, Any], None]) -> Any:
 
     def made(protocol: Any, transport: Any) -> None:
         connection_made(protocol, transport)
+        _connections.add(protocol)
         if getattr(protocol.server_state, "sweep", None) is None:
             schedule(type(protocol), protocol.server_state, {})
 

@@ -5,17 +5,22 @@ import contextlib
 import io
 import json
 import logging
+import os
+import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import uvicorn
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Response
+from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPBearer
 from prometheus_client.core import GaugeMetricFamily
 from pydantic import BaseModel, Field
@@ -23,6 +28,7 @@ from pydantic import BaseModel, Field
 import web
 
 pytestmark = pytest.mark.integration
+HERE = Path(__file__).resolve().parent
 
 
 class Thing(BaseModel):
@@ -214,6 +220,58 @@ def test_a_body_that_trickles_is_given_up_although_something_always_comes(
                 slow.sendall(b"x")
 
     assert received[9:12] == b"408"
+
+
+def long_answers() -> FastAPI:
+    """An app whose answers do not fit between a server and a client that does not read."""
+    app = build(limits=web.Limits(grace_seconds=0.5), log_level="DEBUG")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(2000):
+            yield b"x" * 65_536
+
+    @app.get("/endless")
+    async def endless() -> StreamingResponse:
+        return StreamingResponse(pieces())
+
+    @app.get("/whole")
+    async def whole() -> Response:
+        return Response(b"x" * 50_000_000)
+
+    return app
+
+
+def ask(port: int, path: str) -> socket.socket:
+    """Send a request, read the first bytes of the answer, and nothing more."""
+    client = socket.create_connection(("127.0.0.1", port))
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    client.settimeout(10)
+    assert client.recv(15) == b"HTTP/1.1 200 OK"
+    return client
+
+
+def test_a_long_answer_that_nobody_reads_is_cut_off(serve: Callable[..., str], said: Log) -> None:
+    url = serve(long_answers())
+    with ask(int(url.rpartition(":")[2]), "/endless"):
+        assert said.lines("client_left")
+    with httpx2.stream("GET", f"{url}/endless") as answer:
+        assert sum(len(piece) for piece in answer.iter_bytes()) == 2000 * 65_536
+    assert "Traceback" not in said.getvalue()
+    assert "without completing" not in said.getvalue()
+
+
+@pytest.mark.parametrize("path", ["/endless", "/whole"])
+def test_who_does_not_read_does_not_keep_the_server_from_stopping(
+    make_server: Callable[[], Any], path: str
+) -> None:
+    command = [sys.executable, "-m", "uvicorn", "--factory", "test_web:long_answers"]
+    places = os.pathsep.join(map(str, (HERE, HERE.parent)))
+    server = make_server().start(command=command, PYTHONPATH=places)
+    with ask(int(server.url.rpartition(":")[2]), path):
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(5)
+    assert "Application shutdown complete" in server.log.read_text()
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_an_answer_that_never_comes_is_503(serve: Callable[..., str]) -> None:
