@@ -729,7 +729,8 @@ def _pointer(location: Iterable[Any]) -> str:
 def _message(entry: Mapping[str, Any]) -> str:
     if entry["type"] == "union_tag_invalid":  # pydantic's sentence repeats what was sent
         return f"The tag is none of {entry.get('ctx', {}).get('expected_tags', 'those known')}."
-    return str(entry["msg"])[:300].encode("utf-8", "replace").decode()
+    sentence = str(entry["msg"]).removeprefix("Value error, ")  # ours, raised in a validator
+    return sentence[:300].encode("utf-8", "replace").decode()
 
 
 # --- pages ------------------------------------------------------------------------------------
