@@ -495,7 +495,9 @@ def total_order(value: Any) -> tuple[Any, ...]:
     """A sort key for anything an expression gives: None, numbers (NaN last), text, the rest."""
     if value is None:
         return (0,)
-    if isinstance(value, int | float):
+    if isinstance(value, decimal.Decimal) and value.is_nan():
+        return 1, 1, 0  # even comparing it with itself can be an error
+    if isinstance(value, int | float | decimal.Decimal):
         return (1, 1, 0) if value != value else (1, 0, value)
     if isinstance(value, str):
         return (2, value)

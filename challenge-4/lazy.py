@@ -10,7 +10,9 @@ import builtins
 import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from inspect import CO_COROUTINE
 from os import PathLike
+from types import FunctionType
 from typing import Any, Generic, Self, TypeGuard, TypeVar, overload
 
 from caching import CachedSource
@@ -112,6 +114,8 @@ class LazyCollection(Generic[T]):
         """The elements for which the predicate holds."""
         if not callable(predicate):
             _function("filter", predicate)
+        if type(predicate) is FunctionType and predicate.__code__.co_flags & CO_COROUTINE:
+            raise TypeError("filter() cannot wait for an async function: all would pass.")
         new = _new(self.__class__)
         new._source = self._source
         new._ops = self._ops + (("filter", predicate),)  # noqa: RUF005
@@ -141,11 +145,18 @@ class LazyCollection(Generic[T]):
         """The same elements; the function sees each as it passes."""
         return self._then("tap", _function("tap", function))  # type: ignore[no-any-return]
 
-    def distinct(self, key: Callable[[T], Any] | Expr | None = None) -> Self:
-        """The first element of each kind; the kinds seen are kept in memory."""
+    def distinct(
+        self, key: Callable[[T], Any] | Expr | None = None, *, max_keys: int | None = None
+    ) -> Self:
+        """The first element of each kind.
+
+        The kinds seen are kept in memory: over `max_keys` of them raise `TooManyKeysError`.
+        """
         if key is not None:
             _function("distinct", key)
-        return self._then("distinct", key)  # type: ignore[no-any-return]
+        if max_keys is not None:
+            check_number("distinct", "max_keys", max_keys, 1)
+        return self._then("distinct", key, max_keys)  # type: ignore[no-any-return]
 
     def enumerate(self, start: int = 0) -> "LazyCollection[tuple[int, T]]":
         """Pairs of a running number and the element."""
@@ -164,8 +175,8 @@ class LazyCollection(Generic[T]):
         """Leave out the elements for which an operation before it raises one of the errors.
 
         `replace` takes their place: a value, or a function of the error. It covers the operations
-        on single elements since the `catch` before, or since the last batch, window, zip, concat,
-        sort or cache; never the source.
+        on single elements since the `catch` before, or since a cache; never the source. What fails
+        before a batch, window, zip, concat or sort is left out or replaced in front of it.
         """
         for error in errors:
             if not (isinstance(error, type) and issubclass(error, Exception)):
@@ -253,6 +264,13 @@ class LazyCollection(Generic[T]):
         if key is not None:
             _function("sort", key)
         return self._then("sort", key, bool(reverse))  # type: ignore[no-any-return]
+
+    def through(self, function: Callable[[Iterator[T]], Iterable[U]]) -> "LazyCollection[U]":
+        """What a generator function of yours makes of all the elements, read as it asks for them.
+
+        It is called once per iteration, with the iterator of the elements before it.
+        """
+        return self._then("through", _function("through", function))  # type: ignore[no-any-return]
 
     # --- pages --------------------------------------------------------------------------------
 

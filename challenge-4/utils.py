@@ -5,6 +5,7 @@ A chain is a plan: building it runs nothing, running it is one loop. `lazy.py` i
 """
 
 from caching import CacheFullError
+from compiler import TooManyKeysError
 from databases import DatabaseError
 from expressions import Expr, col, it, lit
 from files import BadLineError
@@ -25,6 +26,7 @@ __all__ = [
     "LazyIterator",
     "Page",
     "SourceExhaustedError",
+    "TooManyKeysError",
     "col",
     "from_csv",
     "from_ndjson",

@@ -1,5 +1,6 @@
 """Expressions: written into code or evaluated, they keep the same rules."""
 
+import decimal
 import math
 import pickle
 from typing import Any
@@ -99,3 +100,20 @@ def test_guarded_functions_and_defaults_have_a_text() -> None:
     assert guarded(abs, col("a")).evaluate({"a": -1}) == 1
     assert repr(record({"x": it.alias("y")})) == "{'x': it.alias('y')}"
     assert issubclass(TypeError, GUARD)
+
+
+def test_numbers_of_every_kind_sort_by_value_and_those_that_are_none_last() -> None:
+    odd = [
+        decimal.Decimal("NaN"),
+        "a",
+        2.5,
+        None,
+        decimal.Decimal("sNaN"),
+        1,
+        decimal.Decimal("1.5"),
+    ]
+
+    ordered = LazyCollection(odd).sort(it).collect()
+
+    assert ordered[:4] == [None, 1, decimal.Decimal("1.5"), 2.5]
+    assert [str(value) for value in ordered[4:]] == ["NaN", "sNaN", "a"]
