@@ -21,9 +21,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from pydantic import BaseModel, Field
 
 import web
+from cursors import SignedCursors
 from datasets import Budget, Dataset, Datasets, Stopped, UploadRefused
 from pipelines import OP_EXAMPLES, OP_MODELS, Pipeline, PipelineError, compile_pipeline
-from saved import Cursors, Full, Saved, cursor_secret
+from saved import Full, Saved, cursor_secret
 from settings import Settings
 from utils import DatabaseError, DatabaseLazyCollection, LazyCollection, LazyError, Page
 
@@ -47,7 +48,7 @@ class Service:
         self.datasets.prepare()
         self.saved.prepare()
         secret = settings.cursor_secret.get_secret_value() if settings.cursor_secret else None
-        self.cursors = Cursors(cursor_secret(directory, secret))
+        self.cursors = SignedCursors(cursor_secret(directory, secret))
         # Twice as many threads as runs: a run that was given up still ends in its own.
         self.threads = anyio.CapacityLimiter(2 * settings.max_runs + 2)
         self.running = 0

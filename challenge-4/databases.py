@@ -257,7 +257,8 @@ class PostgresSession(Session):
 
 def _kind(type_name: str, steady: bool) -> str:
     kinds = {
-        "int2": "integer", "int4": "integer", "int8": "integer", "float8": "float",
+        "int2": "integer", "int4": "integer", "int8": "integer", "float4": "real",
+        "float8": "float",
         "numeric": "decimal", "bool": "bool", "json": "json", "jsonb": "json",
     }  # fmt: skip
     if type_name in ("text", "varchar"):

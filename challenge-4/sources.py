@@ -195,7 +195,7 @@ def _caller() -> str:
 _MACHINERY = {
     str(Path(__file__).with_name(name))
     for name in ("sources.py", "lazy.py", "compiler.py", "caching.py", "grouping.py", "metering.py",
-                 "explaining.py", "files.py", "tables.py")
+                 "explaining.py", "files.py", "tables.py", "pushing.py")
 }  # fmt: skip
 
 

@@ -208,7 +208,7 @@ def test_postgres_and_python_agree_on_every_condition(odd_postgres: str, conditi
 _connection: Any = None
 
 
-@pytest.mark.parametrize("column", ["i", "f", "t", "v", "o"])
+@pytest.mark.parametrize("column", ["i", "f", "d", "t", "v", "o"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_postgres_and_python_agree_on_sorting(
     odd_postgres: str, column: str, reverse: bool

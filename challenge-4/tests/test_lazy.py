@@ -581,7 +581,7 @@ class TestOps:
             with pytest.raises(TooManyKeysError, match="more than 2") as caught:
                 chain.collect()
             assert "op 1 distinct(" in caught.value.__notes__[0]
-            assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301
+            assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
         with pytest.raises(ValueError, match="max_keys"):
             base.distinct(max_keys=0)
 
