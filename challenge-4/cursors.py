@@ -15,9 +15,14 @@ from decimal import Decimal
 from typing import Any
 
 from queries import Term
+from sources import LazyError
 
 SEAL_BYTES = 16
 MAX_CHARACTERS = 4096  # of a signed cursor
+
+
+class CursorError(LazyError, ValueError):
+    """A cursor that was not issued for these rows in this order."""
 
 
 def make_cursor(values: Sequence[Any], order: Sequence[Term], identity: str) -> str:
@@ -30,7 +35,7 @@ def read_cursor(cursor: str, identity: str) -> dict[str, Any]:
     """What the cursor stands for; ValueError if it was not issued for this table and order."""
     payload = _opened(cursor, lambda body: _digest(body, identity))
     if payload is None:
-        raise ValueError("This is no cursor of a page of these rows.")
+        raise CursorError("This is no cursor of a page of these rows.")
     return payload
 
 

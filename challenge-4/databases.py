@@ -28,6 +28,12 @@ class DatabaseError(LazyError):
     """The database cannot be reached, or does not hold what was named."""
 
 
+def is_driver_error(error: BaseException) -> bool:
+    """Whether the database's own driver raised it."""
+    driver = type(error).__module__.partition(".")[0]
+    return isinstance(error, sqlite3.Error) or driver == "psycopg"
+
+
 @dataclass(frozen=True)
 class Column:
     """A column, and what may be said about its values in SQL (see `sql.py` for the kinds)."""

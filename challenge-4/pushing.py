@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from cursors import decoded, order_text
+from cursors import CursorError, decoded, order_text
 from databases import Column, Session, describe_connection, open_session
 from explaining import call_text
 from expressions import Expr, conjuncts
@@ -261,7 +261,7 @@ class _Pushing:
 
     def _go_on_after(self, payload: dict[str, Any]) -> None:
         if payload["order"] != order_text(self.query.order):
-            raise ValueError("The cursor belongs to another order of the rows.")
+            raise CursorError("The cursor belongs to another order of the rows.")
         self.query.add_where(*self.query.after([decoded(value) for value in payload["values"]]))
 
     def _place_after(self, left: list[Op], numbers: list[int]) -> tuple[list[Op], list[int]]:

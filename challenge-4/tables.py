@@ -14,9 +14,13 @@ from expressions import Expr, col, record
 from lazy import LazyCollection, check_number
 from pages import Page
 from pushing import TableSource
-from sources import Op
+from sources import LazyError, Op
 
 Row = Mapping[str, Any]
+
+
+class UnorderedRowsError(LazyError, ValueError):
+    """Pages of rows without an order that tells them apart."""
 
 
 class DatabaseLazyCollection(LazyCollection[Row]):
@@ -112,7 +116,7 @@ class DatabaseLazyCollection(LazyCollection[Row]):
         pushed, left = source.push(ops, with_key=True)
         if not pushed.order:
             pushed.close()
-            raise ValueError(
+            raise UnorderedRowsError(
                 "Pages need an order that tells rows apart: name its columns with key=…, since "
                 f"{source.describe()} has no primary key."
             )
