@@ -47,7 +47,16 @@ Chain = Callable[..., Iterator[Any]]
 HEADS = frozenset({"batch", *GROUPINGS})
 _CALLING = frozenset({"map", "filter", "flat_map", "take_while", "skip_while", "keyed"})
 _FAILING = _CALLING | {"distinct", "tap", "scan", "reduce", "row"}
-MISSING: Any = object()  # an argument that was not given
+
+
+class _Missing:
+    """An argument that was not given; it stays itself in copies and pickles."""
+
+    def __reduce__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Any = _Missing()
 _END: Any = object()
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from caching import CachedSource
-from compiler import HEADS, Prepared, iterate, prepare, segments
+from compiler import HEADS, MISSING, Prepared, iterate, prepare, segments
 from expressions import Expr
 from inlining import face_of, is_on
 from metering import Meter
@@ -146,7 +146,7 @@ def call_text(op: Op) -> str:
         return f"row({', '.join(arguments[0])})"
     texts = []
     for argument in arguments:
-        if isinstance(argument, bool) or argument is None or type(argument) is object:
+        if isinstance(argument, bool) or argument is None or argument is MISSING:
             continue
         texts.append(str(argument) if isinstance(argument, int) else name_of(argument))
     return f"{name}({', '.join(texts)})"

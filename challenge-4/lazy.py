@@ -8,6 +8,7 @@ other. What runs is ONE generator function per chain, generated for its shape (`
 
 import builtins
 import operator
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from inspect import CO_COROUTINE
@@ -231,14 +232,16 @@ class LazyCollection(Generic[T]):
 
     def batch(self, size: int, *, strict: bool = False) -> "LazyCollection[list[T]]":
         """Lists of `size` elements; the last may be shorter, which `strict` makes an error."""
-        return self._then("batch", check_number("batch", "size", size, 1), bool(strict))  # type: ignore[no-any-return]
+        size = min(check_number("batch", "size", size, 1), sys.maxsize)
+        return self._then("batch", size, bool(strict))  # type: ignore[no-any-return]
 
     chunk = batch
 
     def window(self, size: int, step: int = 1) -> "LazyCollection[tuple[T, ...]]":
         """Tuples of `size` neighbours, each `step` further on; only whole ones."""
-        check_number("window", "size", size, 1)
-        return self._then("window", size, check_number("window", "step", step, 1))  # type: ignore[no-any-return]
+        size = min(check_number("window", "size", size, 1), sys.maxsize)
+        step = min(check_number("window", "step", step, 1), sys.maxsize)
+        return self._then("window", size, step)  # type: ignore[no-any-return]
 
     @overload
     def zip(
@@ -285,7 +288,7 @@ class LazyCollection(Generic[T]):
             check_number("paginate", "page", page, 1)
             return self.skip((page - 1) * size).take(size)
         total = self._length() if self._source.is_sequence() else None
-        return self._then("pages", size, _PageMaker(size, total))
+        return self._then("pages", min(size, sys.maxsize), _PageMaker(size, total))
 
     def page(self, number: int, size: int = 20, *, count: bool = False) -> Page[T]:
         """One page, counted from 1; it reads up to `size` + 1 elements from there.

@@ -5,6 +5,7 @@ import io
 import itertools
 import linecache
 import math
+import operator
 import pickle
 import sqlite3
 import threading
@@ -701,6 +702,24 @@ class TestOps:
         assert Lazy(inner).collect() == [2, 3]
         assert Lazy([inner, inner]).flat_map(lambda c: c).collect() == [2, 3, 2, 3]
         assert inner.zip(inner).collect() == [(2, 2), (3, 3)]
+
+    def test_what_was_not_given_is_not_given_in_copies_and_pickles_either(self) -> None:
+        totals = Lazy([1, 2, 3]).scan(operator.add)
+        caught = Lazy(["1", "x", "3"]).map(int).catch(ValueError)
+
+        for again in (copy.deepcopy, lambda chain: pickle.loads(pickle.dumps(chain))):
+            assert again(totals).collect() == [1, 3, 6]
+            assert again(caught).collect() == [1, 3]
+
+    def test_sizes_beyond_all_measure_are_fine(self) -> None:
+        base = Lazy([1, 2])
+
+        assert base.batch(10**40).collect() == [[1, 2]]
+        assert base.window(10**40).collect() == []
+        assert base.window(1, 10**40).collect() == [(1,)]
+        assert [list(page) for page in base.paginate(10**40)] == [[1, 2]]
+        assert base.page(10**40, 10**40).items == []
+        assert base.skip(10**40).concat([3]).take(10**40).collect() == [3]
 
     def test_copies_and_pickles_are_the_same_plan(self) -> None:
         chain = Lazy([1, 2, 3]).filter(it > 1).map(str)
