@@ -707,7 +707,11 @@ class TestOps:
         totals = Lazy([1, 2, 3]).scan(operator.add)
         caught = Lazy(["1", "x", "3"]).map(int).catch(ValueError)
 
-        for again in (copy.deepcopy, lambda chain: pickle.loads(pickle.dumps(chain))):
+        def pickled(chain: Any) -> Any:
+            return pickle.loads(pickle.dumps(chain))
+
+        again: Callable[[Any], Any]
+        for again in (copy.deepcopy, pickled):
             assert again(totals).collect() == [1, 3, 6]
             assert again(caught).collect() == [1, 3]
 

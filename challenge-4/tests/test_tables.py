@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from databases import BUNDLED, DatabaseError, describe_connection
+from databases import BUNDLED, DatabaseError, describe_connection, is_driver_error
 from expressions import it
 from lazy import LazyCollection
 from utils import DatabaseLazyCollection, Page, col
@@ -446,6 +446,42 @@ class TestConnections:
             assert table.count() == len(table.collect()) == 200
             own.execute("CREATE TABLE writable (id integer)")  # it is not left read-only
         own.close()
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "SELECT 1) AS q; COMMIT; DELETE FROM items; SELECT * FROM (SELECT 1",
+            "SELECT 1) AS q; COMMIT; DELETE FROM items; --",
+            "SELECT 1; DELETE FROM items",
+            "WITH gone AS (DELETE FROM items RETURNING id) SELECT * FROM gone",
+            "DELETE FROM items RETURNING id",
+        ],
+    )
+    def test_a_query_is_one_select(self, items: Rows, database: Database, query: str) -> None:
+        source = from_query(query, connection=database.connection)
+        for end in (source.collect, source.count, source.explain, lambda: source.page(1, 2)):
+            with pytest.raises(Exception) as caught:  # noqa: PT011  (the driver's own)
+                end()
+            assert is_driver_error(caught.value)
+        assert items.count() == len(ROWS)
+
+    @pytest.mark.usefixtures("items")
+    def test_queries_are_taken_as_they_are(self, database: Database) -> None:
+        def rows(query: str, *params: Any) -> list[Any]:
+            return from_query(query, list(params), connection=database.connection).collect()
+
+        assert rows("SELECT 1 AS a -- the last line") == [{"a": 1}]
+        assert rows("SELECT 'a%' AS a;") == [{"a": "a%"}]
+        escaped = "a%%" if database.kind == "postgresql" else "a%"
+        assert rows(f"SELECT '{escaped}' AS a WHERE 1 = {database.mark}", 1) == [{"a": "a%"}]
+        if database.kind == "postgresql":
+            with pytest.raises(DatabaseError, match="two columns"):
+                rows("SELECT 1 AS a, 2 AS a")
+
+    @pytest.mark.parametrize("connection", [5, lambda: None, lambda: 5])
+    def test_what_is_no_connection_is_a_sentence(self, connection: Any) -> None:
+        with pytest.raises(TypeError, match="connection= is"):
+            from_table("items", connection=connection).collect()
 
     def test_nothing_can_be_written(self, items: Rows, database: Database) -> None:
         for sql in ("DELETE FROM items", "INSERT INTO items VALUES (999, 'x', 1, 1) RETURNING *",
