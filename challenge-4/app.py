@@ -126,7 +126,10 @@ class ExplainAnswer(BaseModel):
     pushed: list[str]
     inlined: list[int] = Field(description="Numbers of operations written into the loop.")
     merged: list[str]
-    counts: list[int] = Field(description="With analyze: what left each operation; 0: the source.")
+    counts: list[int | None] = Field(
+        description="With analyze: what left the source, then each operation; null: the source or "
+        "a neighbour has taken it over."
+    )
 
 
 class SavedAnswer(BaseModel):
@@ -220,7 +223,7 @@ async def explain_pipeline(
         return ExplainAnswer(
             text=str(plan), segments=plan.segments, sql=plan.sql, pushed=plan.pushed,
             inlined=plan.inlined, merged=plan.merged,
-            counts=plan.counts[: len(chain.ops) + 1],
+            counts=plan.counts,
         )  # fmt: skip
 
     return await run_bounded(service_of(request), request, pipeline, work)

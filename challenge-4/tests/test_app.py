@@ -734,7 +734,7 @@ class TestDocumentation:
         assert 'WHERE "source"' in plan["sql"]
         assert "LIMIT" in plan["sql"]
         assert len(plan["pushed"]) == 2
-        assert plan["counts"] == [5, 0, 0, 5]
+        assert plan["counts"] == [5, None, None, 5]
         assert "op 3 filter" in plan["text"]
         assert "app" not in plan["sql"]
 
