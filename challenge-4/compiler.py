@@ -149,10 +149,10 @@ def _parts(op: Op) -> list[tuple[str, int]]:
 def _narrow(window: range, name: str, value: int) -> range:
     """The window after one more step; its stop is where reading ends, not just the last element."""
     value = min(value, sys.maxsize)
-    if name == "skip":
-        return window[value:]
-    if name == "stride":
-        return window[::value]
+    if name in ("skip", "stride"):
+        chosen = window[value:] if name == "skip" else window[::value]
+        # Slicing a range rounds its stop up to a whole step, which may be one element more.
+        return range(chosen.start, min(chosen.stop, window.stop), chosen.step)
     if len(window) < value:
         return window
     return range(window.start, window[value - 1] + 1, window.step)
