@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from databases import Column, quoted
-from expressions import Expr
+from expressions import Expr, candidates
 
 MAX_CANDIDATES = 200  # of is_in
 MAX_OPERANDS = 50  # of arithmetic: numeric ends at 131,072 digits
@@ -199,7 +199,7 @@ class Translator:
     # --- lists and parts of texts ---
 
     def _membership(self, column: Column, values: tuple[Any, ...]) -> Text | None:
-        wanted = [value for value in values if value is not None and value == value]
+        wanted = candidates(values)
         if len(wanted) > MAX_CANDIDATES:
             return None
         texts: list[str] = []
