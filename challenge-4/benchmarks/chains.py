@@ -3,9 +3,9 @@
     python benchmarks/chains.py [--smoke] [--json] [--rounds N] [--elements N]
 
 Contenders of a case run interleaved in one process, the garbage collector off, each round in the
-reverse order of the one before. Figures are medians of the thread's own time (of the clock on the
-wall where PostgreSQL works); ratios are those of the medians. A ratio below 1.00 means less time than
-the loop by hand.
+reverse order of the one before. Figures are medians of the thread's own time (of the wall's clock
+where PostgreSQL works); ratios are those of the medians. A ratio below 1.00 means less time than the
+loop by hand.
 """
 
 import argparse

@@ -117,3 +117,14 @@ def test_numbers_of_every_kind_sort_by_value_and_those_that_are_none_last() -> N
 
     assert ordered[:4] == [None, 1, decimal.Decimal("1.5"), 2.5]
     assert [str(value) for value in ordered[4:]] == ["NaN", "sNaN", "a"]
+
+
+def test_a_field_behind_none_is_not_looked_at_and_odd_candidates_compare_with_nothing() -> None:
+    odd = col("a").is_in([decimal.Decimal("sNaN"), math.nan, None, 1])
+    for expression, row, expected in (
+        (col("a") != col("missing"), {"a": None}, False),
+        (odd, {"a": 1}, True),
+        (odd, {"a": "x"}, False),
+    ):
+        assert expression.evaluate(row) is expected
+        assert LazyCollection([row]).map(expression).first() is expected
