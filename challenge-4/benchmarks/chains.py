@@ -4,40 +4,9 @@
 
 Contenders of a case run interleaved in one process, the garbage collector off, each round in the
 reverse order of the one before. Figures are medians of the thread's own time (of the wall's clock
-where PostgreSQL works); ratios are those of the medians. A ratio below 1.00 means less time than the
+where PostgreSQL works), ratios those of the medians. A ratio below 1.00 means less time than the
 loop by hand.
 """
-
-import argparse
-import gc
-import importlib
-import itertools
-import json
-import os
-import platform
-import sqlite3
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
-
-FOLDER = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(FOLDER))
-
-from utils import DatabaseLazyCollection, LazyCollection, col, it  # noqa: E402
-
-Contender = Callable[[], Any]
-POSTGRES = "postgresql://postgres@127.0.0.1:5432/test"
-
-
-@dataclass
-class Case:
-    """Contenders for one result; the first by hand, goals as ratios to it or to the best peer."""
 
     name: str
     hand: Contender
