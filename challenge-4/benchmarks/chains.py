@@ -8,6 +8,37 @@ where PostgreSQL works), ratios those of the medians. A ratio below 1.00 means l
 loop by hand.
 """
 
+import argparse
+import gc
+import importlib
+import itertools
+import json
+import os
+import platform
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(FOLDER))
+
+from utils import DatabaseLazyCollection, LazyCollection, col, it  # noqa: E402
+
+Contender = Callable[[], Any]
+POSTGRES = "postgresql://postgres@127.0.0.1:5432/test"
+
+
+@dataclass
+class Case:
+    """Contenders for one result; the first by hand, goals as ratios to it or to the best peer."""
+
     name: str
     hand: Contender
     ours: dict[str, Contender]
