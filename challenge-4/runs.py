@@ -210,7 +210,7 @@ def _label(pipeline: Pipeline, number: int) -> str:
 def _number_in(error: Exception) -> int:
     """The number of the operation that the note of an error names."""
     found = (re.match(r"in op (\d+) ", note) for note in error.__notes__)
-    return next(int(match[1]) for match in found if match)
+    return next((int(match[1]) for match in found if match), 1)
 
 
 # --- answers ----------------------------------------------------------------------------------

@@ -744,6 +744,22 @@ class TestDocumentation:
         assert "op 3 filter" in plan["text"]
         assert "app" not in plan["sql"]
 
+    def test_explain_counts_the_operations_as_the_pipeline_does(self, client: Any) -> None:
+        body = pipeline(
+            "events", {"op": "filter", "field": "source", "cmp": "eq", "value": "app"},
+            {"op": "distinct", "field": "event_id"},
+            {"op": "aggregate", "by": ["event_type"]},
+            {"op": "filter", "field": "count", "cmp": "gt", "value": 10**6},
+        )  # fmt: skip
+        plan = client.post("/pipelines/explain?analyze=true", json=body).json()
+
+        assert 'WHERE "source"' in plan["sql"]
+        assert plan["pushed"][0].startswith("op 1 filter")
+        assert [name in plan["text"] for name in ("op 2 distinct", "op 4 filter")] == [True, True]
+        rows, first, kinds, groups, kept = plan["counts"]
+        assert rows == kinds > groups > kept == 0
+        assert first is None
+
     def test_the_pages_need_no_other_host(self, client: Any) -> None:
         for page in ("/docs", "/redoc"):
             for asset in re.findall(r'(?:src|href)="([^"]+)"', client.get(page).text):
