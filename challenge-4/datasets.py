@@ -9,6 +9,7 @@ import os
 import re
 import sqlite3
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -42,6 +43,7 @@ class Dataset:
     fields: list[str]
     rows: int | None = None
     bytes: int | None = None
+    file: str = ""  # of the rows of an upload
 
 
 class Datasets:
@@ -51,12 +53,15 @@ class Datasets:
         self.directory = directory
         self.database_url = database_url
         self.max_bytes = max_bytes
+        self._switching = threading.Lock()
 
     def prepare(self) -> None:
         """Make the directory, and clear what an interrupted upload left."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for leftover in self.directory.glob("*.part"):
-            leftover.unlink()
+        used = {dataset.file for dataset in self.all()}
+        for path in self.directory.iterdir():
+            if path.suffix != ".json" and path.name not in used:
+                path.unlink()
 
     @cached_property
     def airports(self) -> list[dict[str, Any]]:
@@ -79,9 +84,10 @@ class Datasets:
         if not NAME.fullmatch(name):
             return None
         try:
-            return Dataset(**json.loads((self.directory / f"{name}.json").read_text("utf-8")))
+            about = json.loads((self.directory / f"{name}.json").read_text("utf-8"))
         except FileNotFoundError:
             return None
+        return Dataset(**{"file": f"{name}.ndjson", **about})  # older ones do not name it
 
     def open(self, dataset: Dataset, budget: Budget) -> LazyCollection[Any]:
         """Its rows, lazily, for as long as the budget lasts."""
@@ -91,7 +97,7 @@ class Datasets:
             return DatabaseLazyCollection.from_table(
                 "processed_events", fetch_size=FETCH_ROWS, connection=self._connect(budget)
             )
-        path = self.directory / f"{dataset.name}.ndjson"
+        path = self.directory / dataset.file
         return LazyCollection(_Watched(NdjsonFile(path, "raise"), budget))
 
     def _connect(self, budget: Budget) -> Any:
@@ -148,16 +154,25 @@ class Datasets:
             try:
                 rows, fields = rewriter.write(target)
                 size = target.stat().st_size
-                dataset = Dataset(name, "upload", fields, rows, size)
-                target.replace(self.directory / f"{name}.ndjson")
-                write_whole(
-                    self.directory / f"{name}.json", json.dumps(asdict(dataset)).encode("ascii")
-                )
+                file = f"{name}.{received.stem}.ndjson"
+                dataset = Dataset(name, "upload", fields, rows, size, file)
+                self._switch_to(dataset, target)
             finally:
                 target.unlink(missing_ok=True)
         except BadLineError as error:
             raise UploadRefused(422, f"Line {error.line:,}: {error.reason}") from None
         return dataset, rewriter.skipped
+
+    def _switch_to(self, dataset: Dataset, rows: Path) -> None:
+        """What is said about the rows names their file: both change at one moment, or neither."""
+        with self._switching:
+            before = self.find(dataset.name)
+            rows.replace(self.directory / dataset.file)
+            write_whole(
+                self.directory / f"{dataset.name}.json", json.dumps(asdict(dataset)).encode()
+            )
+            if before is not None:
+                (self.directory / before.file).unlink(missing_ok=True)
 
 
 class _Watched:

@@ -632,6 +632,34 @@ class TestUploads:
         assert words in problem_of(answer)["detail"]
         assert items(client, dataset="kept") == [{"a": 7}]
 
+    def test_a_kill_between_rows_and_what_is_said_about_them_leaves_the_old_data_set(
+        self, make_server: Callable[..., Any]
+    ) -> None:
+        server = make_server()
+        with server.client() as client:
+            upload(client, "mine", [{"old": 1}])
+            upload(client, "mine", [{"older": 1}])
+            upload(client, "mine", [{"old": 2}])
+        server.stop()
+        directory = server.data / "lazy_data" / "datasets"
+        (kept,) = directory.glob("mine.*.ndjson")  # nothing of what was replaced
+        # One of the time before files had names of their own.
+        (directory / "past.ndjson").write_text('{"a":1}\n')
+        past = {"name": "past", "kind": "upload", "fields": ["a"], "rows": 1, "bytes": 8}
+        (directory / "past.json").write_text(json.dumps(past))
+        # What is on the disk when it is killed in the middle of the next one.
+        (directory / "mine.tmpnew.ndjson").write_text('{"new":1}\n')
+        (directory / ".mine.json.tmp").write_text("{")
+        (directory / "tmpnew.part").write_text("x")
+        server.start()
+        with server.client() as client:
+            old = {"op": "filter", "field": "old", "cmp": "eq", "value": 2}
+            assert items(client, old, dataset="mine") == [{"old": 2}]
+            assert items(client, dataset="past") == [{"a": 1}]
+        assert {path.name for path in directory.iterdir()} == {
+            kept.name, "mine.json", "past.ndjson", "past.json"
+        }  # fmt: skip
+
     def test_bad_lines_can_be_skipped(self, client: Any) -> None:
         body = b'{"a":1}\nnonsense\n[2]\n{"a":3}\n'
         answer = client.post("/datasets?name=some&bad_lines=skip", content=body, headers=NDJSON)
