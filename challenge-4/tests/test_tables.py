@@ -112,8 +112,8 @@ class TestPushing:
             (lambda c: c.sort(col("name")).sort(col("kind"), reverse=True).skip(3), 0),
             (lambda c: c[5:9], 0),
             (lambda c: c.slice(3, 40, 7), 3),
-            (lambda c: c.filter(col("id") % 3 == 0).filter(col("kind") == 1), 2),
-            (lambda c: c.filter((col("kind") == 1) & (col("id") % 3 == 0)), 1),
+            (lambda c: c.filter(col("id") / 2 > 30).filter(col("kind") == 1), 2),
+            (lambda c: c.filter((col("kind") == 1) & (col("id") / 2 > 30)), 1),
             (lambda c: c.filter(lambda r: r["kind"] == 1).filter(col("id") > 9).take(3), 3),
             (lambda c: c.filter(col("kind") == 1).map(lambda r: r["id"]).filter(it > 30), 2),
             (lambda c: c.select("id", double=col("price") * 2).take(3), 2),
@@ -140,7 +140,7 @@ class TestPushing:
         assert '"kind" =' in outer
 
     def test_only_the_columns_that_are_seen_are_fetched(self, items: Rows) -> None:
-        plan = items.filter(col("id") % 2 == 0).map(col("price") * 2).explain()
+        plan = items.filter(col("id") / 2 > 30).map(col("price") * 2).explain()
 
         assert plan.sql is not None
         assert plan.sql.startswith('SELECT "id", "price" FROM')
