@@ -43,6 +43,7 @@ class TooManyKeysError(LazyError):
     """More different keys came than `distinct(max_keys=…)` may keep in memory."""
 
 
+Segment = tuple[list[Op], list[int]]  # operations that run in one loop, and their numbers
 Chain = Callable[..., Iterator[Any]]
 HEADS = frozenset({"batch", *GROUPINGS})
 _CALLING = frozenset({"map", "filter", "flat_map", "take_while", "skip_while", "keyed"})
@@ -79,6 +80,7 @@ def prepare(source: Source, ops: tuple[Op, ...]) -> Prepared:
     rest: list[Op] = []
     numbers: list[int] = []
     merged: list[str] = []
+    caught = False
     for number, op in zip(source.numbers or counting(1), ops, strict=False):
         name = op[0]
         if name in ("take", "skip", "slice"):
@@ -98,19 +100,20 @@ def prepare(source: Source, ops: tuple[Op, ...]) -> Prepared:
                     rest.append(part)
                     numbers.append(number)
         else:
+            caught = caught or name == "catch"
             rest.append(op)
             numbers.append(number)
-    return Prepared(source, window, *_spread_catches(rest, numbers), merged)
+    if caught:
+        rest, numbers = _spread_catches(rest, numbers)
+    return Prepared(source, window, rest, numbers, merged)
 
 
-def _spread_catches(ops: list[Op], numbers: list[int]) -> tuple[list[Op], list[int]]:
+def _spread_catches(ops: list[Op], numbers: list[int]) -> Segment:
     """Let a catch that follows a group cover the segments before the group as well.
 
     What fails there is left out, or replaced, before it is grouped: each of these segments ends
     with a copy of the catch, which explain(analyze=True) does not count.
     """
-    if "catch" not in [op[0] for op in ops]:
-        return ops, numbers
     spread: list[tuple[Op, int]] = []
     catch: tuple[Op, int] | None = None  # the one that what comes before is covered by
     for position in range(len(ops) - 1, -1, -1):
@@ -172,7 +175,7 @@ def _from_the_end(source: Source, ops: tuple[Op, ...]) -> Iterator[Op]:
         yield op
 
 
-def segments(ops: list[Op], numbers: list[int]) -> Iterator[tuple[list[Op], list[int]]]:
+def segments(ops: list[Op], numbers: list[int]) -> Iterator[Segment]:
     """Cut the operations where a generator of its own has to start; the first may be empty."""
     if len(ops) <= MAX_LOOPS and HEADS.isdisjoint([op[0] for op in ops]):
         yield ops, numbers
@@ -257,9 +260,9 @@ def compose(prepared: Prepared, meter: Meter | None = None) -> Iterator[Any]:
     source, window, ops, numbers, _ = prepared
     inline = is_on()
     stream: Any = None
-    if meter is None:
-        ops, numbers = _join_concats(ops, numbers)
     parts = list(segments(ops, numbers))
+    if len(parts) > 2 and meter is None:
+        parts = _join_concats(parts)
     if len(parts) > 1 and not parts[0][0]:
         del parts[0]
     for part, order in parts:
@@ -277,16 +280,17 @@ def compose(prepared: Prepared, meter: Meter | None = None) -> Iterator[Any]:
     return result
 
 
-def _join_concats(ops: list[Op], numbers: list[int]) -> tuple[list[Op], list[int]]:
+def _join_concats(parts: list[Segment]) -> list[Segment]:
     """Neighbouring concats run as one, so that a thousand of them do not nest."""
-    if "concat" not in [op[0] for op in ops]:
-        return ops, numbers
-    joined: list[tuple[Op, int]] = []
-    for op, number in zip(ops, numbers, strict=True):
-        if op[0] == "concat" and joined and joined[-1][0][0] == "concat":
-            op = ("concat", joined.pop()[0][1] + op[1])
-        joined.append((op, number))
-    return [op for op, _ in joined], [number for _, number in joined]
+    joined: list[Segment] = []
+    for part, numbers in parts:
+        if part and part[0][0] == "concat" and joined:
+            before = joined[-1][0]
+            if len(before) == 1 and before[0][0] == "concat":
+                joined.pop()
+                part = [("concat", before[0][1] + part[0][1]), *part[1:]]
+        joined.append((part, numbers))
+    return joined
 
 
 def _open(source: Source) -> Iterator[Any]:
