@@ -4,16 +4,11 @@ Every run has a budget of time and happens in a thread, so that the event loop n
 Run it with `uvicorn app:app`, or with `python app.py` on PORT.
 """
 
-import asyncio
-import json
-import math
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, closing
+from itertools import islice
+from typing import Annotated, Any, Literal
 
-import anyio
 import structlog
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -21,70 +16,36 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from pydantic import BaseModel, Field
 
 import web
-from datasets import Budget, Dataset, Datasets, Stopped, UploadRefused
-from pipelines import OP_EXAMPLES, OP_MODELS, Pipeline, PipelineError, compile_pipeline
-from saved import Cursors, Full, Saved, cursor_secret
+from budgets import Budget, Stopped
+from datasets import Dataset
+from language import OP_EXAMPLES, OP_MODELS, Pipeline
+from pipelines import PipelineError
+from runs import (
+    Service,
+    encode_page,
+    next_page,
+    page_response,
+    problem_of,
+    run_bounded,
+    watched,
+)
+from saved import Full
 from settings import Settings
-from utils import DatabaseError, DatabaseLazyCollection, LazyCollection, LazyError, Page
+from streaming import RowsResponse, RowStream, next_piece
+from uploads import UploadRefused
+from utils import LazyCollection, LazyError
 
 log = structlog.stdlib.get_logger("lazy")
 settings = Settings()
 
-CHUNK_BYTES = 32 * 1024
-CHUNK_SECONDS = 0.05  # a slow stream is sent in pieces of this age
-PAGE_BYTES = 16 * 1024 * 1024
-T = TypeVar("T")
-
-
-class Service:
-    """What the running app holds: data sets, saved pipelines, and the places for runs."""
-
-    def __init__(self) -> None:
-        directory = settings.data_dir
-        url = settings.database_url.get_secret_value() if settings.database_url else None
-        self.datasets = Datasets(directory / "datasets", url, settings.max_upload_bytes)
-        self.saved = Saved(directory / "pipelines")
-        self.datasets.prepare()
-        self.saved.prepare()
-        secret = settings.cursor_secret.get_secret_value() if settings.cursor_secret else None
-        self.cursors = Cursors(cursor_secret(directory, secret))
-        # Twice as many threads as runs: a run that was given up still ends in its own.
-        self.threads = anyio.CapacityLimiter(2 * settings.max_runs + 2)
-        self.running = 0
-        self.runs = {"finished": 0, "failed": 0, "left": 0}
-        self.rows = 0
-
-    @contextmanager
-    def run(self) -> Iterator[None]:
-        """One of the places for runs, or 429."""
-        if self.running >= settings.max_runs:
-            raise web.Problem(
-                429,
-                f"{self.running} pipelines are running, which is the limit. Ask again.",
-                headers={"Retry-After": "1"},
-            )
-        self.running += 1
-        try:
-            yield
-        finally:
-            self.running -= 1
-
-    async def in_thread(self, function: Callable[[], T], budget: Budget | None = None) -> T:
-        """Call it in a thread; when nobody waits any more, its budget ends."""
-        try:
-            return await anyio.to_thread.run_sync(
-                function, limiter=self.threads, abandon_on_cancel=budget is not None
-            )
-        finally:
-            if budget is not None:
-                budget.left.set()
+CHECK_SECONDS = 100  # for the lines of an upload, once they are here
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Prepare the directory of the data."""
     try:
-        app.state.service = Service()
+        app.state.service = Service(settings, app.state.stopping)
     except OSError as error:
         raise web.StartupRefused(
             f"DATA_DIR {settings.data_dir} cannot be used: {error.strerror}."
@@ -165,7 +126,10 @@ class ExplainAnswer(BaseModel):
     pushed: list[str]
     inlined: list[int] = Field(description="Numbers of operations written into the loop.")
     merged: list[str]
-    counts: list[int] = Field(description="With analyze: what left each operation; 0: the source.")
+    counts: list[int | None] = Field(
+        description="With analyze: what left the source, then each operation; null: the source or "
+        "a neighbour has taken it over."
+    )
 
 
 class SavedAnswer(BaseModel):
@@ -212,113 +176,7 @@ class OpList(BaseModel):
     items: list[OpItem]
 
 
-# --- running ----------------------------------------------------------------------------------
-
-
-def build(service: Service, pipeline: Pipeline, budget: Budget) -> LazyCollection[Any]:
-    """The collection of a pipeline; nothing runs yet."""
-    dataset = service.datasets.find(pipeline.dataset)
-    if dataset is None:
-        names = ", ".join(each.name for each in service.datasets.all()[:20])
-        raise web.Problem(404, f"There is no such data set; there are: {names}.")
-    rows = service.datasets.open(dataset, budget)
-    return compile_pipeline(pipeline, rows, dataset.fields)
-
-
-def problem_of(error: Exception, pipeline: Pipeline) -> web.Problem:
-    """What went wrong with a pipeline, for its sender."""
-    if isinstance(error, web.Problem):
-        return error
-    if isinstance(error, PipelineError):
-        pointer = f"/ops/{error.number - 1}"
-        return web.Problem(422, str(error), errors=[{"pointer": pointer, "message": str(error)}])
-    if isinstance(error, Stopped) or "interrupted" in str(error) or "timeout" in str(error):
-        first = f"op 1 {pipeline.ops[0].op}" if pipeline.ops else "reading"
-        return web.Problem(
-            422,
-            f"The pipeline took too long, at {first} and what follows. Filter or take earlier, or "
-            "stream it.",
-        )
-    if isinstance(error, DatabaseError | OSError):
-        log.warning("source_failed", error=type(error).__name__)
-        return web.Problem(
-            503, "The data set cannot be read now; ask again.", headers={"Retry-After": "2"}
-        )
-    log.error("run_failed", error=type(error).__name__, exc_info=error)
-    return web.Problem(500, "The pipeline failed; the log of the service names this request.")
-
-
-def encode(value: Any) -> str:
-    """JSON in one line; what JSON cannot say as a number is null."""
-    try:
-        return _encode(value)
-    except ValueError:
-        return _encode(_finite(value))
-
-
-_encode = json.JSONEncoder(
-    ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=str
-).encode
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def json_page(items: list[Any], **members: Any) -> Response:
-    """The answer, encoded once; pages of enormous rows are refused."""
-    pieces: list[str] = []
-    size = 0
-    for item in items:
-        pieces.append(encode(item))
-        size += len(pieces[-1])
-        if size > PAGE_BYTES:
-            raise web.Problem(
-                422, f"The page has more than {PAGE_BYTES:,} bytes. Lower limit, or batch less."
-            )
-    rest = "".join(f',"{name}":{encode(value)}' for name, value in members.items())
-    body = f'{{"items":[{",".join(pieces)}],"count":{len(items)}{rest}}}'
-    return Response(body, media_type="application/json")
-
-
-@asynccontextmanager
-async def ending_with_the_client(request: Request, budget: Budget) -> AsyncIterator[None]:
-    """End the budget when the client leaves before there is an answer."""
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        budget.left.set()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        watcher.cancel()
-
-
-async def run_bounded(
-    request: Request, pipeline: Pipeline, work: Callable[[LazyCollection[Any]], T]
-) -> T:
-    """Build and run a pipeline in a thread, within its time, for as long as somebody waits."""
-    service = service_of(request)
-    budget = Budget(settings.run_seconds)
-    with service.run():
-        try:
-            async with ending_with_the_client(request, budget):
-                result = await service.in_thread(
-                    lambda: work(build(service, pipeline, budget)), budget
-                )
-        except Exception as error:
-            # The boundary: a pipeline may fail in any way, and its sender is told in one shape.
-            service.runs["failed"] += 1
-            raise problem_of(error, pipeline) from error
-        service.runs["finished"] += 1
-        return result
+# --- pipelines --------------------------------------------------------------------------------
 
 
 @app.post(
@@ -338,11 +196,12 @@ async def run_pipeline(
     service = service_of(request)
 
     def work(chain: LazyCollection[Any]) -> Response:
-        items = chain.take(limit + 1).collect()
-        service.rows += min(limit, len(items))
-        return json_page(items[:limit], has_next=len(items) > limit)
+        with closing(iter(chain.take(limit + 1))) as rows:  # type: ignore[type-var]
+            items = encode_page(islice(rows, limit))
+            service.rows += len(items)
+            return page_response(items, has_next=any(True for _ in rows))
 
-    return await run_bounded(request, pipeline, work)
+    return await run_bounded(service, request, pipeline, work)
 
 
 @app.post(
@@ -364,73 +223,10 @@ async def explain_pipeline(
         return ExplainAnswer(
             text=str(plan), segments=plan.segments, sql=plan.sql, pushed=plan.pushed,
             inlined=plan.inlined, merged=plan.merged,
-            counts=plan.counts[: len(chain.ops) + 1],
+            counts=plan.counts,
         )  # fmt: skip
 
-    return await run_bounded(request, pipeline, work)
-
-
-# --- streaming --------------------------------------------------------------------------------
-
-
-class RowStream:
-    """Lines of a running pipeline, made in threads, a piece at a time; the last line is the end.
-
-    Whoever leaves sets the budget's `left`: the piece being made ends soon, and closes the rows.
-    """
-
-    def __init__(self, service: Service, pipeline: Pipeline, budget: Budget) -> None:
-        self.service, self.pipeline, self.budget = service, pipeline, budget
-        self.rows: Iterator[Any] | None = iter(build(service, pipeline, budget))
-        self.count = 0
-        self._lock = threading.Lock()  # a piece may still be in the making when the client leaves
-
-    def piece(self) -> tuple[str, bool]:
-        """The next lines, and whether there are more."""
-        with self._lock:
-            if self.budget.left.is_set():
-                self.close()
-                return "", False
-            made = self._make()
-            if self.budget.left.is_set():
-                self.close()
-            return made
-
-    def _make(self) -> tuple[str, bool]:
-        lines: list[str] = []
-        size, started = 0, time.monotonic()
-        rows = self.rows or iter(())
-        try:
-            for row in rows:
-                lines.append(encode(row))
-                size += len(lines[-1]) + 1
-                self.count += 1
-                if size >= CHUNK_BYTES or time.monotonic() - started > CHUNK_SECONDS:
-                    return "".join(f"{line}\n" for line in lines), True
-            lines.append(encode({"end": True, "count": self.count}))
-        except Exception as error:  # noqa: BLE001
-            # The boundary: the headers are sent, so the error is a line of its own.
-            problem = problem_of(error, self.pipeline)
-            lines.append(encode({"error": {"status": problem.status_code,
-                                           "detail": str(problem.detail)}}))  # fmt: skip
-            self.budget.left.set()
-        self.close()
-        return "".join(f"{line}\n" for line in lines), False
-
-    def close(self) -> None:
-        """Close the rows, and with them the cursor of the database."""
-        rows, self.rows = self.rows, None
-        if rows is not None:
-            rows.close()  # type: ignore[attr-defined]
-
-    def leave(self) -> None:
-        """Nobody reads any more; if a piece is being made, it closes the rows itself."""
-        self.budget.left.set()
-        if self._lock.acquire(blocking=False):
-            try:
-                self.close()
-            finally:
-                self._lock.release()
+    return await run_bounded(service_of(request), request, pipeline, work)
 
 
 @app.post(
@@ -447,59 +243,26 @@ class RowStream:
         **web.problems(400, 404, 413, 415, 422, 429, 503),
     },
 )
-async def stream_pipeline(request: Request, pipeline: Pipeline) -> StreamingResponse:
+async def stream_pipeline(request: Request, pipeline: Pipeline) -> RowsResponse:
     """Elements are sent as they come. Without the last line the stream was cut."""
     service = service_of(request)
     budget = Budget(settings.stream_seconds)
-    place = service.run()
-    place.__enter__()
+    service.take_place()
     try:
-        stream = await service.in_thread(lambda: RowStream(service, pipeline, budget))
         # What fails at once is answered with its status, before the headers.
-        async with ending_with_the_client(request, budget):
-            first, more = await _piece(service, stream)
-        _raise_first_problem(first, failed=not more and budget.left.is_set())
+        async with watched(service, budget, request):
+            stream = await service.in_thread(lambda: RowStream(service, pipeline, budget))
+            first, more = await next_piece(stream)
     except BaseException as error:
-        service.runs["failed"] += 1
         budget.left.set()
-        place.__exit__(None, None, None)
+        service.give_back("failed")
         if isinstance(error, Exception):
-            raise problem_of(error, pipeline) from error
+            raise problem_of(error, pipeline, budget) from error
         raise
-
-    async def lines() -> AsyncIterator[str]:
-        outcome = "left"
-        text, goes_on = first, more
-        try:
-            yield text
-            while goes_on:
-                text, goes_on = await _piece(service, stream)
-                yield text
-            outcome = "failed" if budget.left.is_set() else "finished"
-        finally:
-            stream.leave()
-            service.runs[outcome] += 1
-            service.rows += stream.count
-            place.__exit__(None, None, None)
-
-    return StreamingResponse(lines(), media_type="application/x-ndjson")
-
-
-async def _piece(service: Service, stream: RowStream) -> tuple[str, bool]:
-    try:
-        return await anyio.to_thread.run_sync(
-            stream.piece, limiter=service.threads, abandon_on_cancel=True
-        )
-    except BaseException:
-        stream.leave()
-        raise
-
-
-def _raise_first_problem(text: str, *, failed: bool) -> None:
-    if failed:
-        error = json.loads(text.splitlines()[-1])["error"]
-        headers = {"Retry-After": "2"} if error["status"] == 503 else {}
-        raise web.Problem(error["status"], error["detail"], headers=headers)
+    if stream.failure is not None:
+        service.give_back("failed")
+        raise stream.failure
+    return RowsResponse(stream, first, more=more)
 
 
 # --- saved pipelines --------------------------------------------------------------------------
@@ -516,9 +279,10 @@ def _raise_first_problem(text: str, *, failed: bool) -> None:
 async def save_pipeline(request: Request, response: Response, pipeline: Pipeline) -> SavedAnswer:
     """It is checked and kept on the disk; the same pipeline always gets the same id."""
     service = service_of(request)
+    budget = Budget(settings.run_seconds)
 
     def save() -> str:
-        build(service, pipeline, Budget(settings.run_seconds))
+        service.build(pipeline, budget)
         return service.saved.save(
             pipeline.model_dump(mode="json", by_alias=True, exclude_unset=True)
         )
@@ -528,7 +292,7 @@ async def save_pipeline(request: Request, response: Response, pipeline: Pipeline
     except Full as error:
         raise web.Problem(429, str(error), headers={"Retry-After": "3600"}) from None
     except (PipelineError, OSError) as error:
-        raise problem_of(error, pipeline) from error
+        raise problem_of(error, pipeline, budget) from error
     rows = f"/pipelines/{name}/rows"
     response.headers["Location"] = rows
     return SavedAnswer(id=name, rows=rows)
@@ -564,29 +328,14 @@ async def pipeline_rows(
         page, following = next_page(chain, state or {}, limit)
         service.rows += len(page)
         token = service.cursors.write(id, following) if following else None
-        answer = json_page(page.items, next=token)
+        answer = page_response(encode_page(page.items), next=token)
         links = [f'<{request.url.path}?limit={limit}>; rel="first"']
         if token:
             links.insert(0, f'<{request.url.path}?limit={limit}&cursor={token}>; rel="next"')
         answer.headers["Link"] = ", ".join(links)
         return answer
 
-    return await run_bounded(request, pipeline, work)
-
-
-def next_page(
-    chain: LazyCollection[Any], state: dict[str, Any], limit: int
-) -> tuple[Page[Any], dict[str, Any] | None]:
-    """A page, and where the one after it begins: by key where the source can, else by number."""
-    if isinstance(chain, DatabaseLazyCollection):
-        chain = chain.after(state["key"]) if "key" in state else chain
-    offset = state.get("offset", 0)
-    page = chain.skip(offset).page(1, limit)
-    if not page.has_next:
-        return page, None
-    if page.cursor is not None and not offset:
-        return page, {"key": page.cursor}
-    return page, {**state, "offset": offset + limit}
+    return await run_bounded(service_of(request), request, pipeline, work)
 
 
 # --- data -------------------------------------------------------------------------------------
@@ -663,15 +412,23 @@ async def upload_dataset(
         file, path = await service.in_thread(service.datasets.receive)
         try:
             await _receive(request, service, file)
-            dataset, skipped = await service.in_thread(
-                lambda: service.datasets.keep(path, name, form, bad_lines)
-            )
+            budget = Budget(CHECK_SECONDS)
+            async with watched(service, budget, request):
+                dataset, skipped = await service.in_thread(
+                    lambda: service.datasets.keep(path, name, form, bad_lines, budget)
+                )
         finally:
             file.close()
             path.unlink(missing_ok=True)
     except UploadRefused as error:
         headers = {"Retry-After": "3600"} if error.status == 429 else {}
         raise web.Problem(error.status, str(error), headers=headers) from None
+    except Stopped:
+        if service.stopping.is_set():
+            raise web.Problem(503, "The service is stopping; nothing of it was kept.") from None
+        raise web.Problem(
+            413, f"Checking its lines took more than {CHECK_SECONDS} s; upload it in parts."
+        ) from None
     except LazyError:
         raise web.Problem(400, "The body is not a whole gzip file.") from None
     except OSError as error:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
+from types import TracebackType
 from typing import Any
 
 from sources import EVERYTHING, LazyError, Op, Source, bounds_of
@@ -29,6 +30,7 @@ class CachedSource(Source):
         "_open",
         "_recompute",
         "_stream",
+        "_traceback",
         "described",
     )  # fmt: skip
 
@@ -48,7 +50,8 @@ class CachedSource(Source):
         self._items: list[Any] = []
         self._stream: Iterator[Any] | None = None
         self._done = False
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
+        self._traceback: TracebackType | None = None
         self._lock = threading.RLock()  # held while an element is computed
 
     def iterate(self, window: range, opened: list[Any]) -> Iterator[Any]:
@@ -77,7 +80,8 @@ class CachedSource(Source):
             if position < len(self._items):
                 return True
             if self._error is not None:
-                raise self._error
+                # With its first traceback: every raise would make that longer.
+                raise self._error.with_traceback(self._traceback)
             if self._done:
                 return False
             if position == self._max_items and self._recompute:
@@ -90,16 +94,19 @@ class CachedSource(Source):
                 self._finish()
                 return False
             except Exception as error:
-                self._error = error
-                self._finish()
+                self._fail(error)
+                raise
+            except BaseException:
+                # An interrupt ended the stream, not the elements: who reads on starts it again.
+                self._stream = None
                 raise
             if position == self._max_items:
-                self._error = CacheFullError(
+                full = CacheFullError(
                     f"cache(max_items={self._max_items}) is full and more elements came. Raise "
                     'max_items, or use on_overflow="recompute".'
                 )
-                self._finish()
-                raise self._error
+                self._fail(full)
+                raise full
             self._items.append(value)
             return True
 
@@ -113,6 +120,10 @@ class CachedSource(Source):
             yield from stream
         finally:
             stream.close()  # type: ignore[attr-defined]
+
+    def _fail(self, error: Exception) -> None:
+        self._error, self._traceback = error, error.__traceback__
+        self._finish()
 
     def _finish(self) -> None:
         self._done = True

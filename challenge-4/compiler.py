@@ -31,17 +31,33 @@ from grouping import GROUPINGS
 from inlining import face_of, is_on
 from metering import Meter
 from notes import blame
-from sources import EVERYTHING, Op, Source
+from sources import EVERYTHING, LazyError, Op, Source
 from writing import write_chain
 
 MAX_SHAPES = 256  # generated functions kept
 MAX_LOOPS = 8  # Python nests 20 blocks at most
 MAX_SEGMENT_OPS = 1000
 
+
+class TooManyKeysError(LazyError):
+    """More different keys came than `distinct(max_keys=…)` may keep in memory."""
+
+
+Segment = tuple[list[Op], list[int]]  # operations that run in one loop, and their numbers
 Chain = Callable[..., Iterator[Any]]
 HEADS = frozenset({"batch", *GROUPINGS})
 _CALLING = frozenset({"map", "filter", "flat_map", "take_while", "skip_while", "keyed"})
-MISSING: Any = object()  # an argument that was not given
+_FAILING = _CALLING | {"distinct", "tap", "scan", "reduce", "row"}
+
+
+class _Missing:
+    """An argument that was not given; it stays itself in copies and pickles."""
+
+    def __reduce__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Any = _Missing()
 _END: Any = object()
 
 
@@ -64,6 +80,7 @@ def prepare(source: Source, ops: tuple[Op, ...]) -> Prepared:
     rest: list[Op] = []
     numbers: list[int] = []
     merged: list[str] = []
+    caught = False
     for number, op in zip(source.numbers or counting(1), ops, strict=False):
         name = op[0]
         if name in ("take", "skip", "slice"):
@@ -83,9 +100,41 @@ def prepare(source: Source, ops: tuple[Op, ...]) -> Prepared:
                     rest.append(part)
                     numbers.append(number)
         else:
+            caught = caught or name == "catch"
             rest.append(op)
             numbers.append(number)
+    if caught:
+        rest, numbers = _spread_catches(rest, numbers)
     return Prepared(source, window, rest, numbers, merged)
+
+
+def _spread_catches(ops: list[Op], numbers: list[int]) -> Segment:
+    """Let a catch that follows a group cover the segments before the group as well.
+
+    What fails there is left out, or replaced, before it is grouped: each of these segments ends
+    with a copy of the catch, which explain(analyze=True) does not count.
+    """
+    spread: list[tuple[Op, int]] = []
+    catch: tuple[Op, int] | None = None  # the one that what comes before is covered by
+    for position in range(len(ops) - 1, -1, -1):
+        op, number = ops[position], numbers[position]
+        spread.append((op, number))
+        if op[0] == "catch":
+            catch = ((*op, "copy"), number)
+        elif op[0] in HEADS and catch is not None and _may_fail(ops, position):
+            spread.append(catch)
+    spread.reverse()
+    return [op for op, _ in spread], [number for _, number in spread]
+
+
+def _may_fail(ops: list[Op], end: int) -> bool:
+    """Whether the segment that ends here has an operation that is not covered yet."""
+    for name, *_ in reversed(ops[:end]):
+        if name in HEADS or name == "catch":
+            return False
+        if name in _FAILING:
+            return True
+    return False
 
 
 def _parts(op: Op) -> list[tuple[str, int]]:
@@ -103,10 +152,10 @@ def _parts(op: Op) -> list[tuple[str, int]]:
 def _narrow(window: range, name: str, value: int) -> range:
     """The window after one more step; its stop is where reading ends, not just the last element."""
     value = min(value, sys.maxsize)
-    if name == "skip":
-        return window[value:]
-    if name == "stride":
-        return window[::value]
+    if name in ("skip", "stride"):
+        chosen = window[value:] if name == "skip" else window[::value]
+        # Slicing a range rounds its stop up to a whole step, which may be one element more.
+        return range(chosen.start, min(chosen.stop, window.stop), chosen.step)
     if len(window) < value:
         return window
     return range(window.start, window[value - 1] + 1, window.step)
@@ -126,7 +175,7 @@ def _from_the_end(source: Source, ops: tuple[Op, ...]) -> Iterator[Op]:
         yield op
 
 
-def segments(ops: list[Op], numbers: list[int]) -> Iterator[tuple[list[Op], list[int]]]:
+def segments(ops: list[Op], numbers: list[int]) -> Iterator[Segment]:
     """Cut the operations where a generator of its own has to start; the first may be empty."""
     if len(ops) <= MAX_LOOPS and HEADS.isdisjoint([op[0] for op in ops]):
         yield ops, numbers
@@ -212,6 +261,8 @@ def compose(prepared: Prepared, meter: Meter | None = None) -> Iterator[Any]:
     inline = is_on()
     stream: Any = None
     parts = list(segments(ops, numbers))
+    if len(parts) > 2 and meter is None:
+        parts = _join_concats(parts)
     if len(parts) > 1 and not parts[0][0]:
         del parts[0]
     for part, order in parts:
@@ -227,6 +278,19 @@ def compose(prepared: Prepared, meter: Meter | None = None) -> Iterator[Any]:
         stream = _run(source, window, stream, part, order, inline, meter)
     result: Iterator[Any] = stream
     return result
+
+
+def _join_concats(parts: list[Segment]) -> list[Segment]:
+    """Neighbouring concats run as one, so that a thousand of them do not nest."""
+    joined: list[Segment] = []
+    for part, numbers in parts:
+        if part and part[0][0] == "concat" and joined:
+            before = joined[-1][0]
+            if len(before) == 1 and before[0][0] == "concat":
+                joined.pop()
+                part = [("concat", before[0][1] + part[0][1]), *part[1:]]
+        joined.append((part, numbers))
+    return joined
 
 
 def _open(source: Source) -> Iterator[Any]:
@@ -255,7 +319,7 @@ def _run(
 def _shape_of(op: Op, inline: bool, arguments: list[Any]) -> Any:
     """The part of an operation that its code depends on; the rest goes into the arguments."""
     name = op[0]
-    if name in _CALLING or (name == "distinct" and op[1] is not None):
+    if name in _CALLING:
         face = face_of(op[1]) if inline else None
         if face is None:
             arguments.append(op[1])
@@ -264,12 +328,18 @@ def _shape_of(op: Op, inline: bool, arguments: list[Any]) -> Any:
         if face.guarded:
             arguments.append(op[1].evaluate)
         return name, face.template, face.guarded
+    if name == "distinct":
+        _, key, max_keys = op
+        computed = None if key is None else _shape_of(("keyed", key), inline, arguments)
+        if max_keys is not None:
+            arguments.append(max_keys)
+        return name, computed, max_keys is not None
     if name in ("scan", "reduce"):
         arguments.extend(op[1:])
         return name, op[2] is MISSING
     if name == "catch":
-        arguments.extend(op[1:] if op[2] is not MISSING else op[1:2])
-        return name, op[2] is not MISSING, callable(op[2])
+        arguments.extend(op[1:3] if op[2] is not MISSING else op[1:2])
+        return name, op[2] is not MISSING, callable(op[2]), len(op) == 3
     if name == "batch":
         arguments.append(op[1])
         return name, op[2]
@@ -321,6 +391,9 @@ def release(sub: Any) -> None:
 _NAMESPACE: dict[str, Any] = {
     "GUARD": GUARD,
     "END": _END,
+    "TooManyKeysError": TooManyKeysError,
+    "TOO_MANY_KEYS": "distinct(max_keys={0}) has met more than {0:,} different keys. Filter before "
+    "it, or raise max_keys.",
     "SHORT_BATCH": "The last batch has {} elements, and strict=True asks for whole ones.",
     "blame": blame,
     "islice": islice,

@@ -28,6 +28,12 @@ class DatabaseError(LazyError):
     """The database cannot be reached, or does not hold what was named."""
 
 
+def is_driver_error(error: BaseException) -> bool:
+    """Whether the database's own driver raised it."""
+    driver = type(error).__module__.partition(".")[0]
+    return isinstance(error, sqlite3.Error) or driver == "psycopg"
+
+
 @dataclass(frozen=True)
 class Column:
     """A column, and what may be said about its values in SQL (see `sql.py` for the kinds)."""
@@ -153,10 +159,11 @@ class SqliteSession(Session):
 
     def query(self, sql: str, parameters: Any) -> Table:
         """Names only: an expression has no type in SQLite."""
-        cursor = self.connection.execute(f"SELECT * FROM ({sql}) LIMIT 0", parameters)
+        base = f"({sql}\n)"  # the query may end in a comment
+        cursor = self.connection.execute(f"SELECT * FROM {base} LIMIT 0", parameters)
         names = [entry[0] for entry in cursor.description]
         cursor.close()
-        return Table({name: Column(name, "unknown") for name in names}, (), f"({sql})")
+        return Table({name: Column(name, "unknown") for name in names}, (), base)
 
     def rows(self, sql: str, parameters: Any, fetch_size: int) -> Iterator[tuple[Any, ...]]:
         """The rows as tuples, whatever row factory the connection has."""
@@ -201,6 +208,8 @@ class PostgresSession(Session):
         return self._described(name, f"There is no table {name!r} that can be read.")
 
     def _described(self, name: str, missing: str) -> Table:
+        if "\0" in name:
+            raise DatabaseError(missing)
         cursor = self.connection.cursor()
         schema, _, bare = name.rpartition(".")
         found = cursor.execute(
@@ -233,13 +242,24 @@ class PostgresSession(Session):
 
     def query(self, sql: str, parameters: Any) -> Table:
         """The types that the server gives the columns."""
-        cursor = self.connection.execute(f"SELECT * FROM ({sql}) AS q LIMIT 0", parameters)
+        if not parameters:
+            sql = sql.replace("%", "%%")  # as the driver reads it where there is nothing to fill in
+        base = f"({sql}\n)"
+        # Asking for a binary answer takes the protocol that refuses more than one statement: one
+        # that closes our bracket and the read-only transaction could do anything behind it.
+        cursor = self.connection.execute(
+            f"SELECT * FROM {base} AS q LIMIT 0", parameters, binary=True
+        )
         types = self.connection.adapters.types
-        columns = {}
+        columns: dict[str, Column] = {}
         for entry in cursor.description or ():
+            if entry.name in columns:
+                raise DatabaseError(
+                    f"The query gives two columns the name {entry.name!r}; tell them apart with AS."
+                )
             info = types.get(entry.type_code)
             columns[entry.name] = Column(entry.name, _kind(info.name if info else "", True))
-        return Table(columns, (), f"({sql})")
+        return Table(columns, (), base)
 
     def rows(self, sql: str, parameters: Any, fetch_size: int) -> Iterator[tuple[Any, ...]]:
         """A cursor on the server: it sends `fetch_size` rows when they are asked for."""
@@ -257,7 +277,8 @@ class PostgresSession(Session):
 
 def _kind(type_name: str, steady: bool) -> str:
     kinds = {
-        "int2": "integer", "int4": "integer", "int8": "integer", "float8": "float",
+        "int2": "integer", "int4": "integer", "int8": "integer", "float4": "real",
+        "float8": "float",
         "numeric": "decimal", "bool": "bool", "json": "json", "jsonb": "json",
     }  # fmt: skip
     if type_name in ("text", "varchar"):
@@ -299,11 +320,15 @@ def open_session(connection: Any) -> Session:
         return _session_on(opened, opened.close)
     if hasattr(type(connection), "cursor"):
         return _borrowed(connection)
+    if not callable(connection):
+        raise _no_connection(connection)
     made = connection()
     if hasattr(type(made), "cursor"):
         session = _session_on(made, lambda: made.close())
         _only_read(session)
         return session
+    if not hasattr(type(made), "__enter__"):
+        raise _no_connection(made)
     entered = made.__enter__()  # such as pool.connection()
 
     def leave() -> None:
@@ -332,10 +357,16 @@ def _open_named(name: str | os.PathLike[str]) -> Any:
 def _session_on(connection: Any, give_back: Callable[[], None]) -> Session:
     if isinstance(connection, sqlite3.Connection):
         return SqliteSession(connection, give_back)
-    if type(connection).__module__.partition(".")[0] == "psycopg":
+    is_async = hasattr(type(connection), "__aenter__")
+    if type(connection).__module__.partition(".")[0] == "psycopg" and not is_async:
         return PostgresSession(connection, give_back)
-    raise TypeError(
-        f"A connection of sqlite3 or psycopg is needed, not {type(connection).__name__}."
+    raise _no_connection(connection)
+
+
+def _no_connection(found: Any) -> TypeError:
+    return TypeError(
+        "connection= is a path, a DSN, an open connection of sqlite3 or psycopg (not an async "
+        f"one), or a function that opens one; {type(found).__name__} is none of these."
     )
 
 

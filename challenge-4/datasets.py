@@ -4,15 +4,13 @@ An upload is received onto the disk, checked and rewritten as NDJSON there, and 
 it is whole; who reads an older version reads it to its end.
 """
 
-import contextlib
 import json
 import os
 import re
 import sqlite3
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,57 +18,20 @@ from typing import Any, Literal
 
 import airportsdata
 
+from budgets import Budget
 from databases import BUNDLED, open_sqlite
-from files import BadLineError, CsvFile, NdjsonFile
+from files import BadLineError, NdjsonFile
 from lazy import LazyCollection
+from saved import write_whole
 from tables import DatabaseLazyCollection
+from uploads import Rewriter, UploadRefused
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-CHECK_ROWS = 256  # rows between two looks at the clock
+CONNECT_SECONDS = 5
 SQLITE_STEPS = 20_000  # of its virtual machine between two looks
-MAX_FIELDS = 1000
+FETCH_ROWS = 500  # of PostgreSQL, between two looks at the clock
 MAX_DATASETS = 1000
-MAX_NESTING = 64
 EVENT_FIELDS = ("event_id", "source", "event_type", "data", "timestamp")
-
-
-class Stopped(Exception):
-    """A run was ended: its time was up, or nobody waits for it any more."""
-
-
-class UploadRefused(Exception):
-    """An upload cannot be kept, and why."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-class Budget:
-    """How long a run may go on, and whether somebody still waits for it."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.seconds = seconds
-        self._clock = clock
-        self._deadline = clock() + seconds
-        self.left = threading.Event()
-
-    def over(self) -> bool:
-        """Whether to stop."""
-        return self.left.is_set() or self._clock() > self._deadline
-
-    def check(self) -> None:
-        """Stop if it is time."""
-        if self.over():
-            raise Stopped(f"It ran for more than {self.seconds:g} s.")
-
-    def watch(self, rows: Iterable[Any]) -> Iterator[Any]:
-        """The rows, with a look at the clock now and then."""
-        self.check()
-        for number, row in enumerate(rows):
-            if number % CHECK_ROWS == 0:
-                self.check()
-            yield row
 
 
 @dataclass(frozen=True)
@@ -82,6 +43,7 @@ class Dataset:
     fields: list[str]
     rows: int | None = None
     bytes: int | None = None
+    file: str = ""  # of the rows of an upload
 
 
 class Datasets:
@@ -91,12 +53,15 @@ class Datasets:
         self.directory = directory
         self.database_url = database_url
         self.max_bytes = max_bytes
+        self._switching = threading.Lock()
 
     def prepare(self) -> None:
         """Make the directory, and clear what an interrupted upload left."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for leftover in self.directory.glob("*.part"):
-            leftover.unlink()
+        used = {dataset.file for dataset in self.all()}
+        for path in self.directory.iterdir():
+            if path.suffix != ".json" and path.name not in used:
+                path.unlink()
 
     @cached_property
     def airports(self) -> list[dict[str, Any]]:
@@ -119,9 +84,10 @@ class Datasets:
         if not NAME.fullmatch(name):
             return None
         try:
-            return Dataset(**json.loads((self.directory / f"{name}.json").read_text("utf-8")))
+            about = json.loads((self.directory / f"{name}.json").read_text("utf-8"))
         except FileNotFoundError:
             return None
+        return Dataset(**{"file": f"{name}.ndjson", **about})  # older ones do not name it
 
     def open(self, dataset: Dataset, budget: Budget) -> LazyCollection[Any]:
         """Its rows, lazily, for as long as the budget lasts."""
@@ -129,9 +95,9 @@ class Datasets:
             return LazyCollection(_Watched(self.airports, budget))
         if dataset.kind == "table":
             return DatabaseLazyCollection.from_table(
-                "processed_events", connection=self._connect(budget)
+                "processed_events", fetch_size=FETCH_ROWS, connection=self._connect(budget)
             )
-        path = self.directory / f"{dataset.name}.ndjson"
+        path = self.directory / dataset.file
         return LazyCollection(_Watched(NdjsonFile(path, "raise"), budget))
 
     def _connect(self, budget: Budget) -> Any:
@@ -143,9 +109,16 @@ class Datasets:
             def connect() -> Any:
                 import psycopg
 
-                return psycopg.connect(
-                    url, options=f"-c statement_timeout={milliseconds}", connect_timeout=5
-                )
+                class Watched(psycopg.ServerCursor[Any]):
+                    def fetchmany(self, size: int = 0) -> list[Any]:
+                        budget.check()
+                        return super().fetchmany(size)
+
+                connection = psycopg.connect(url, connect_timeout=CONNECT_SECONDS)
+                connection.server_cursor_factory = Watched
+                connection.execute(f"SET statement_timeout = {milliseconds}")
+                connection.commit()
+                return connection
 
             return connect
 
@@ -164,7 +137,9 @@ class Datasets:
         handle, name = tempfile.mkstemp(suffix=".part", dir=self.directory)
         return os.fdopen(handle, "wb"), Path(name)
 
-    def keep(self, received: Path, name: str, form: str, bad_lines: str) -> tuple[Dataset, int]:
+    def keep(
+        self, received: Path, name: str, form: str, bad_lines: str, budget: Budget
+    ) -> tuple[Dataset, int]:
         """Check the rows and give the data set its name; return it and how many were skipped."""
         if not NAME.fullmatch(name):
             raise UploadRefused(422, "A name has 1 to 64 letters, digits, - and _.")
@@ -174,21 +149,30 @@ class Datasets:
         if not known and len(list(self.directory.glob("*.json"))) >= MAX_DATASETS:
             raise UploadRefused(429, f"There are {MAX_DATASETS:,} data sets already.")
         try:
-            rewriter = _Rewriter(received, form, bad_lines, self.max_bytes)
+            rewriter = Rewriter(received, form, bad_lines, self.max_bytes, budget)
             target = received.with_suffix(".rows.part")
             try:
                 rows, fields = rewriter.write(target)
                 size = target.stat().st_size
-                dataset = Dataset(name, "upload", fields, rows, size)
-                about = received.with_suffix(".about.part")
-                about.write_text(json.dumps(asdict(dataset)), "utf-8")
-                target.replace(self.directory / f"{name}.ndjson")
-                about.replace(self.directory / f"{name}.json")
+                file = f"{name}.{received.stem}.ndjson"
+                dataset = Dataset(name, "upload", fields, rows, size, file)
+                self._switch_to(dataset, target)
             finally:
                 target.unlink(missing_ok=True)
         except BadLineError as error:
             raise UploadRefused(422, f"Line {error.line:,}: {error.reason}") from None
         return dataset, rewriter.skipped
+
+    def _switch_to(self, dataset: Dataset, rows: Path) -> None:
+        """What is said about the rows names their file: both change at one moment, or neither."""
+        with self._switching:
+            before = self.find(dataset.name)
+            rows.replace(self.directory / dataset.file)
+            write_whole(
+                self.directory / f"{dataset.name}.json", json.dumps(asdict(dataset)).encode()
+            )
+            if before is not None:
+                (self.directory / before.file).unlink(missing_ok=True)
 
 
 class _Watched:
@@ -199,113 +183,3 @@ class _Watched:
 
     def __iter__(self) -> Iterator[Any]:
         return self.budget.watch(self.rows)
-
-
-class _Rewriter:
-    """Turns what was received into NDJSON of objects, in constant memory."""
-
-    def __init__(self, received: Path, form: str, bad_lines: str, max_bytes: int) -> None:
-        self.received, self.form, self.bad_lines = received, form, bad_lines
-        self.max_bytes = max_bytes
-        self.skipped = 0
-        self.fields: dict[str, None] = {}
-
-    def write(self, target: Path) -> tuple[int, list[str]]:
-        rows = size = 0
-        encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
-        with target.open("w", encoding="ascii") as out:
-            for row in self._rows():
-                size += out.write(f"{encode(row)}\n")
-                if size > self.max_bytes:  # also of what a small gzip file unpacks to
-                    raise UploadRefused(413, f"Its rows take more than {self.max_bytes:,} bytes.")
-                rows += 1
-            out.flush()
-            os.fsync(out.fileno())
-        return rows, list(self.fields)
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        if self.form == "csv":
-            return self._csv()
-        return self._ndjson()
-
-    def _ndjson(self) -> Iterator[dict[str, Any]]:
-        file = _CountingFile(self.received, self.bad_lines)
-        for line, row in file.numbered():
-            reason = _unfit(row)
-            if reason is None and len(self.fields.keys() | row.keys()) > MAX_FIELDS:
-                reason = f"more than {MAX_FIELDS:,} different fields."
-            if reason is not None:
-                file.bad(line, reason)
-                continue
-            self.fields.update(dict.fromkeys(row))
-            yield row
-        self.skipped = file.skipped
-
-    def _csv(self) -> Iterator[dict[str, Any]]:
-        """A column whose every value is a number holds numbers; empty is null there."""
-        numeric: dict[str, bool] = {}
-        for row in CsvFile(self.received, "skip", ","):
-            for name, text in row.items():
-                if text:
-                    numeric[name] = numeric.get(name, True) and _is_number(text)
-        file = _CountingCsv(self.received, self.bad_lines, ",")
-        for row in file:
-            self.fields.update(dict.fromkeys(row))
-            yield {
-                name: (_number(text) if text else None) if numeric.get(name) else text
-                for name, text in row.items()
-            }
-        self.skipped = file.skipped
-
-
-class _CountingFile(NdjsonFile):
-    skipped = 0
-
-    def bad(self, line: int, reason: str, error: Exception | None = None) -> None:
-        super().bad(line, reason, error)
-        self.skipped += 1
-
-    def numbered(self) -> Iterator[tuple[int, Any]]:
-        for row in self:
-            yield self.line, row
-
-
-class _CountingCsv(CsvFile):
-    skipped = 0
-
-    def bad(self, line: int, reason: str, error: Exception | None = None) -> None:
-        super().bad(line, reason, error)
-        self.skipped += 1
-
-
-def _unfit(row: Any) -> str | None:
-    """Why this JSON value cannot be a row."""
-    if not isinstance(row, dict):
-        return "a row is a JSON object."
-    todo: list[tuple[Any, int]] = [(row, 1)]
-    while todo:
-        value, depth = todo.pop()
-        if depth > MAX_NESTING:
-            return f"nested more than {MAX_NESTING} levels deep."
-        if isinstance(value, dict):
-            todo += [(part, depth + 1) for part in value.values()]
-        elif isinstance(value, list):
-            todo += [(part, depth + 1) for part in value]
-        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            return "a whole number has at most 64 bits."
-        elif isinstance(value, float) and value in (float("inf"), float("-inf")):
-            return "a number is too large."
-    return None
-
-
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?")
-
-
-def _is_number(text: str) -> bool:
-    return len(text) <= 60 and _NUMBER.fullmatch(text) is not None
-
-
-def _number(text: str) -> int | float:
-    with contextlib.suppress(ValueError):
-        return int(text)
-    return float(text)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from caching import CachedSource
-from compiler import HEADS, Prepared, iterate, prepare, segments
+from compiler import HEADS, MISSING, Prepared, iterate, prepare, segments
 from expressions import Expr
 from inlining import face_of, is_on
 from metering import Meter
@@ -14,7 +14,10 @@ REPR_CHARACTERS = 200
 
 
 class Explanation(str):
-    """A text to print; `counts` and `seconds` per operation after `analyze` (0 is the source)."""
+    """A text to print; `counts` and `seconds` per operation after `analyze` (0 is the source).
+
+    The count of an operation that the source has taken over, or a neighbour, is None.
+    """
 
     __slots__ = ("counts", "inlined", "merged", "pushed", "seconds", "segments", "sql")
     sql: str | None
@@ -22,7 +25,7 @@ class Explanation(str):
     inlined: list[int]
     merged: list[str]
     segments: int
-    counts: list[int]
+    counts: list[int | None]
     seconds: list[float]
 
 
@@ -90,10 +93,13 @@ def _lines(
             lines.append(f"  {label} {call_text(op)}{how}{_measured(meter, number)}")
     if shown > MAX_LINES:
         lines.append(f"  ... {shown - MAX_LINES:,} more")
+    counted = {0, *prepared.numbers}
     facts = {
         "sql": sql, "pushed": border, "inlined": inlined, "merged": prepared.merged,
-        "segments": max(count, 1), "counts": meter.counts if meter else [],
-        "seconds": meter.seconds if meter else [],
+        "segments": max(count, 1),
+        "counts": [meter.counts[n] if n in counted else None for n in range(ops + 1)]
+        if meter else [],
+        "seconds": meter.seconds[: ops + 1] if meter else [],
     }  # fmt: skip
     return lines, facts
 
@@ -146,7 +152,7 @@ def call_text(op: Op) -> str:
         return f"row({', '.join(arguments[0])})"
     texts = []
     for argument in arguments:
-        if isinstance(argument, bool) or argument is None or type(argument) is object:
+        if isinstance(argument, bool) or argument is None or argument is MISSING:
             continue
         texts.append(str(argument) if isinstance(argument, int) else name_of(argument))
     return f"{name}({', '.join(texts)})"

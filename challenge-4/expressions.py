@@ -285,8 +285,10 @@ def _unequal(expr: Expr, element: Any) -> bool:
     if _is_none(left) or _is_none(right):
         return False
     value = left.evaluate(element)
+    if value is None:
+        return False
     other = right.evaluate(element)
-    return value is not None and other is not None and bool(value != other)
+    return other is not None and bool(value != other)
 
 
 def _ordered(expr: Expr, element: Any) -> bool:
@@ -316,7 +318,7 @@ def _arithmetic(expr: Expr, element: Any) -> Any:
 
 def _member(expr: Expr, element: Any) -> bool:
     value = expr.args[0].evaluate(element)
-    return value is not None and any(value == one for one in _candidates(expr))
+    return value is not None and any(value == one for one in candidates(expr.args[1].args[0]))
 
 
 def _holds_text(expr: Expr, element: Any) -> bool:
@@ -338,10 +340,15 @@ def _item(expr: Expr, element: Any) -> Any:
     return None if value is None else value[expr.args[1].args[0]]
 
 
-def _candidates(expr: Expr) -> list[Any]:
+def candidates(values: tuple[Any, ...]) -> list[Any]:
     """What `is_in` compares with: None and NaN equal nothing."""
-    values: tuple[Any, ...] = expr.args[1].args[0]
-    return [value for value in values if value is not None and value == value]
+    return [value for value in values if value is not None and not _is_nan(value)]
+
+
+def _is_nan(value: Any) -> bool:
+    if isinstance(value, decimal.Decimal):
+        return value.is_nan()  # even comparing it with itself can be an error
+    return isinstance(value, float) and value != value
 
 
 def _is_none(expr: Expr) -> bool:
@@ -418,7 +425,7 @@ def _write(expr: Expr, constants: list[Any]) -> tuple[str, bool]:
     elif op == "is_null":
         text, guard = f"({part(0)} is None)", True
     elif op == "is_in":
-        values: Any = _candidates(expr)
+        values: Any = candidates(expr.args[1].args[0])
         try:
             values = frozenset(values)
         except TypeError:
@@ -495,8 +502,8 @@ def total_order(value: Any) -> tuple[Any, ...]:
     """A sort key for anything an expression gives: None, numbers (NaN last), text, the rest."""
     if value is None:
         return (0,)
-    if isinstance(value, int | float):
-        return (1, 1, 0) if value != value else (1, 0, value)
+    if isinstance(value, int | float | decimal.Decimal):
+        return (1, 1, 0) if _is_nan(value) else (1, 0, value)
     if isinstance(value, str):
         return (2, value)
     return (3, type(value).__name__, value)

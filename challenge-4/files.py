@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -43,7 +44,7 @@ class _LineFile:
         with _open_bytes(self.path) as file:
             try:
                 yield from self.read(file)
-            except (EOFError, gzip.BadGzipFile) as error:
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 raise LazyError(f"{self.path.name} is not a whole gzip file.") from error
 
     def read(self, file: Any) -> Iterator[Any]:
@@ -102,7 +103,10 @@ def _reason(error: Exception) -> str:
         return f"{error.msg} at column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 at byte {error.start + 1}"
-    return "too deep" if isinstance(error, RecursionError) else str(error)[:100]
+    if isinstance(error, RecursionError):
+        return "too deep"
+    text = str(error)
+    return "a number with too many digits" if "integer string conversion" in text else text[:100]
 
 
 class CsvFile(_LineFile):
@@ -118,11 +122,11 @@ class CsvFile(_LineFile):
         """The records; one with too few or too many fields, or not in UTF-8, is a bad line."""
         texts = _Texts(file, self.path.name)
         reader = csv.reader(texts, delimiter=self.delimiter, strict=True)
-        header = next(reader, None)
-        if header is None:
-            return
-        if len(set(header)) != len(header):
-            raise BadLineError(self.path.name, 1, "the header names a field twice.")
+        try:
+            header = next(reader, [])
+        except csv.Error as error:
+            raise BadLineError(self.path.name, 1, f"not a CSV record ({error}).") from error
+        self.check_header(header)
         while True:
             started = reader.line_num + 1
             texts.size = 0
@@ -141,6 +145,13 @@ class CsvFile(_LineFile):
                 self.bad(started, "not UTF-8.")
             else:
                 yield dict(zip(header, fields, strict=True))
+
+    def check_header(self, header: list[str]) -> None:
+        """Without a right header nothing below it means anything."""
+        if len(set(header)) != len(header):
+            raise BadLineError(self.path.name, 1, "the header names a field twice.")
+        if any(_is_undecoded(name) for name in header):
+            raise BadLineError(self.path.name, 1, "not UTF-8.")
 
 
 def _is_undecoded(text: str) -> bool:

@@ -83,6 +83,21 @@ def _concatenated(stream: Any, op: Op, number: int, opened: Open) -> Iterator[An
         stream.close()
 
 
+def _passed_through(stream: Any, op: Op, number: int, opened: Open) -> Iterator[Any]:
+    del opened
+    made: Any = None
+    try:
+        made = iter(op[1](stream))
+        yield from made
+    except Exception as error:
+        _blame(error, op, number)
+        raise
+    finally:
+        if hasattr(made, "close"):
+            made.close()
+        stream.close()
+
+
 def _sorted(stream: Any, op: Op, number: int, opened: Open) -> Iterator[Any]:
     del opened
     try:
@@ -94,11 +109,18 @@ def _sorted(stream: Any, op: Op, number: int, opened: Open) -> Iterator[Any]:
     try:
         items.sort(key=by, reverse=reverse)
     except Exception as error:  # the key function's, or of comparing
-        add_note(error, f"in {describe_op(op, number)}")
-        if isinstance(error, StopIteration):
-            raise RuntimeError(f"StopIteration in {describe_op(op, number)}.") from error  # noqa: TRY004
+        _blame(error, op, number)
         raise
     yield from items
+
+
+def _blame(error: Exception, op: Op, number: int) -> None:
+    note = f"in {describe_op(op, number)}"
+    add_note(error, note)
+    if isinstance(error, StopIteration):  # it would end the iteration as if all had been read
+        failure = RuntimeError(f"StopIteration was raised in {describe_op(op, number)}.")
+        failure.add_note(note)
+        raise failure from error
 
 
 GROUPINGS: dict[str, Callable[[Any, Op, int, Open], Iterator[Any]]] = {
@@ -107,4 +129,5 @@ GROUPINGS: dict[str, Callable[[Any, Op, int, Open], Iterator[Any]]] = {
     "zip": _zipped,
     "concat": _concatenated,
     "sort": _sorted,
+    "through": _passed_through,
 }

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_VARARGS, CO_VARKEYWORDS
+from itertools import islice
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -22,6 +23,7 @@ _OPERATORS = frozenset({"+", "-", "*", "/", "//", "%", "**", "<<", ">>", "&", "|
 _COMPARISONS = frozenset({"<", "<=", "==", "!=", ">", ">="})
 _UNARY = {"UNARY_NEGATIVE": "-", "UNARY_NOT": "not ", "UNARY_INVERT": "~", "UNARY_POSITIVE": "+"}
 _IGNORED = frozenset({"RESUME", "PRECALL", "CACHE", "TO_BOOL", "NOP"})
+_COMPARE_TO_BOOL = 16  # a flag of COMPARE_OP since 3.13
 _UNARY_POSITIVE_INTRINSIC = 5
 
 
@@ -60,15 +62,20 @@ class _Reader:
         self.stack: list[tuple[str, tuple[Any, ...]]] = []
 
     def read(self, code: CodeType) -> Face | None:
-        for count, instruction in enumerate(dis.get_instructions(code)):
-            if count > MAX_INSTRUCTIONS:
-                return None
+        instructions = list(islice(dis.get_instructions(code), MAX_INSTRUCTIONS + 2))
+        if len(instructions) > MAX_INSTRUCTIONS + 1:
+            return None
+        for instruction, following in zip(instructions, [*instructions[1:], None], strict=True):
             if instruction.opname == "RETURN_VALUE" and len(self.stack) == 1:
                 return Face(*self.stack[0], guarded=False)
             if instruction.opname == "RETURN_CONST" and not self.stack:
                 return Face(CONSTANT, (instruction.argval,), guarded=False)
             if not self.step(instruction):
                 return None
+            # From 3.13 on `not not x` is compiled to the truth of x alone.
+            negated = following is not None and following.opname == "UNARY_NOT"
+            if _asks_for_truth(instruction) and not negated:
+                self.join(1, "(not not {})")
         return None
 
     def step(self, instruction: dis.Instruction) -> bool:
@@ -117,3 +124,10 @@ class _Reader:
         del self.stack[-count:]
         text = pattern.format(*(text for text, _ in parts))
         self.stack.append((text, tuple(constant for _, some in parts for constant in some)))
+
+
+def _asks_for_truth(instruction: dis.Instruction) -> bool:
+    """Whether its result is made True or False."""
+    if instruction.opname == "COMPARE_OP" and sys.version_info >= (3, 13):
+        return bool((instruction.arg or 0) & _COMPARE_TO_BOOL)
+    return instruction.opname == "TO_BOOL"

@@ -8,9 +8,12 @@ other. What runs is ONE generator function per chain, generated for its shape (`
 
 import builtins
 import operator
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from inspect import CO_COROUTINE
 from os import PathLike
+from types import FunctionType
 from typing import Any, Generic, Self, TypeGuard, TypeVar, overload
 
 from caching import CachedSource
@@ -112,6 +115,8 @@ class LazyCollection(Generic[T]):
         """The elements for which the predicate holds."""
         if not callable(predicate):
             _function("filter", predicate)
+        if type(predicate) is FunctionType and predicate.__code__.co_flags & CO_COROUTINE:
+            raise TypeError("filter() cannot wait for an async function: all would pass.")
         new = _new(self.__class__)
         new._source = self._source
         new._ops = self._ops + (("filter", predicate),)  # noqa: RUF005
@@ -141,11 +146,18 @@ class LazyCollection(Generic[T]):
         """The same elements; the function sees each as it passes."""
         return self._then("tap", _function("tap", function))  # type: ignore[no-any-return]
 
-    def distinct(self, key: Callable[[T], Any] | Expr | None = None) -> Self:
-        """The first element of each kind; the kinds seen are kept in memory."""
+    def distinct(
+        self, key: Callable[[T], Any] | Expr | None = None, *, max_keys: int | None = None
+    ) -> Self:
+        """The first element of each kind.
+
+        The kinds seen are kept in memory: over `max_keys` of them raise `TooManyKeysError`.
+        """
         if key is not None:
             _function("distinct", key)
-        return self._then("distinct", key)  # type: ignore[no-any-return]
+        if max_keys is not None:
+            check_number("distinct", "max_keys", max_keys, 1)
+        return self._then("distinct", key, max_keys)  # type: ignore[no-any-return]
 
     def enumerate(self, start: int = 0) -> "LazyCollection[tuple[int, T]]":
         """Pairs of a running number and the element."""
@@ -164,8 +176,8 @@ class LazyCollection(Generic[T]):
         """Leave out the elements for which an operation before it raises one of the errors.
 
         `replace` takes their place: a value, or a function of the error. It covers the operations
-        on single elements since the `catch` before, or since the last batch, window, zip, concat,
-        sort or cache; never the source.
+        on single elements since the `catch` before, or since a cache; never the source. What fails
+        before a batch, window, zip, concat or sort is left out or replaced in front of it.
         """
         for error in errors:
             if not (isinstance(error, type) and issubclass(error, Exception)):
@@ -220,14 +232,16 @@ class LazyCollection(Generic[T]):
 
     def batch(self, size: int, *, strict: bool = False) -> "LazyCollection[list[T]]":
         """Lists of `size` elements; the last may be shorter, which `strict` makes an error."""
-        return self._then("batch", check_number("batch", "size", size, 1), bool(strict))  # type: ignore[no-any-return]
+        size = min(check_number("batch", "size", size, 1), sys.maxsize)
+        return self._then("batch", size, bool(strict))  # type: ignore[no-any-return]
 
     chunk = batch
 
     def window(self, size: int, step: int = 1) -> "LazyCollection[tuple[T, ...]]":
         """Tuples of `size` neighbours, each `step` further on; only whole ones."""
-        check_number("window", "size", size, 1)
-        return self._then("window", size, check_number("window", "step", step, 1))  # type: ignore[no-any-return]
+        size = min(check_number("window", "size", size, 1), sys.maxsize)
+        step = min(check_number("window", "step", step, 1), sys.maxsize)
+        return self._then("window", size, step)  # type: ignore[no-any-return]
 
     @overload
     def zip(
@@ -254,6 +268,13 @@ class LazyCollection(Generic[T]):
             _function("sort", key)
         return self._then("sort", key, bool(reverse))  # type: ignore[no-any-return]
 
+    def through(self, function: Callable[[Iterator[T]], Iterable[U]]) -> "LazyCollection[U]":
+        """What a generator function of yours makes of all the elements, read as it asks for them.
+
+        It is called once per iteration, with the iterator of the elements before it.
+        """
+        return self._then("through", _function("through", function))  # type: ignore[no-any-return]
+
     # --- pages --------------------------------------------------------------------------------
 
     @overload
@@ -267,7 +288,7 @@ class LazyCollection(Generic[T]):
             check_number("paginate", "page", page, 1)
             return self.skip((page - 1) * size).take(size)
         total = self._length() if self._source.is_sequence() else None
-        return self._then("pages", size, _PageMaker(size, total))
+        return self._then("pages", min(size, sys.maxsize), _PageMaker(size, total))
 
     def page(self, number: int, size: int = 20, *, count: bool = False) -> Page[T]:
         """One page, counted from 1; it reads up to `size` + 1 elements from there.

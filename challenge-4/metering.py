@@ -1,7 +1,9 @@
-"""Counts and times per operation, for `explain(analyze=True)`."""
+"""Counts and times per operation, for `explain(analyze=True)`; and which one runs just now."""
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 
@@ -39,3 +41,21 @@ class Meter:
         finally:
             if hasattr(iterable, "close"):
                 iterable.close()
+
+
+def running_op(frame: FrameType | None) -> int | None:
+    """The number of the operation that runs in these frames; None: none, such as the source.
+
+    It is read from the lines of the generated code, so that nothing has to be noted down for it.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<lazy chain"):
+            owner: int | None = frame.f_globals["OWNERS"][frame.f_lineno]
+            return None if owner is None else int(frame.f_locals["run"].numbers[owner])
+        if frame.f_code.co_filename == _GROUPING and "number" in frame.f_locals:
+            return int(frame.f_locals["number"])
+        frame = frame.f_back
+    return None
+
+
+_GROUPING = str(Path(__file__).with_name("grouping.py"))

@@ -1,30 +1,39 @@
-"""Pipelines as JSON: a closed language that is compiled to the same expressions and operations.
+"""Pipelines, compiled to the expressions and operations that everybody else uses too.
 
-No user code, no patterns, no power, no repeated text; depth, size and numbers are bounded. What
-does not fit is a `PipelineError` that names the operation.
+Each operation of a pipeline is one operation of the collection, so that explain, errors and limits
+count alike. What does not fit is a `PipelineError` that names the operation.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, model_validator
+from typing import Any
 
 from expressions import Expr, col, guarded, lit, record
+from language import (
+    MAX_BATCH,
+    MAX_NODES,
+    AggregateOp,
+    BatchOp,
+    Computed,
+    Condition,
+    DistinctOp,
+    FilterOp,
+    MapOp,
+    Pipeline,
+    SkipOp,
+    TakeOp,
+)
 from lazy import LazyCollection
 
-MAX_OPS = 64
 MAX_DEPTH = 16
-MAX_NODES = 500
-MAX_BATCH = 10_000
-MAX_COUNT = 10**9  # of take and skip
 MAX_VALUES = 1000  # of one `in`
 MAX_TEXT = 10_000
 MAX_KEYS = 100_000  # of distinct and aggregate: they are held in memory
-
-FieldName = Annotated[str, Field(min_length=1, max_length=200)]
-Count = Annotated[StrictInt, Field(ge=0, le=MAX_COUNT)]
+MAX_GROUP_CHARACTERS = 32_000_000  # of what names the groups
+LONG_TEXT = 64  # of which a key keeps a digest
 
 
 class PipelineError(Exception):
@@ -35,199 +44,13 @@ class PipelineError(Exception):
         self.number = number
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-
-class Condition(_Strict):
-    """Either `field`, `cmp` and `value`, or one of `and`, `or`, `not`."""
-
-    field: FieldName | None = Field(default=None, description="A field, or a path like data.amount")
-    cmp: (
-        Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "contains", "startswith", "endswith",
-                "is_null"] | None
-    ) = None  # fmt: skip
-    value: JsonValue = None
-    all_of: "list[Condition] | None" = Field(
-        default=None, alias="and", min_length=1, max_length=MAX_NODES
-    )
-    any_of: "list[Condition] | None" = Field(
-        default=None, alias="or", min_length=1, max_length=MAX_NODES
-    )
-    negated: "Condition | None" = Field(default=None, alias="not")
-
-    @model_validator(mode="after")
-    def one_form(self) -> Self:
-        """Exactly one way to say it."""
-        forms = [self.field is not None or self.cmp is not None, self.all_of is not None,
-                 self.any_of is not None, self.negated is not None]  # fmt: skip
-        if sum(forms) != 1:
-            raise ValueError("give either field, cmp and value, or one of and, or, not")
-        if forms[0] and (self.field is None or self.cmp is None):
-            raise ValueError("a comparison needs field and cmp")
-        if forms[0] and self.cmp != "is_null" and "value" not in self.model_fields_set:
-            raise ValueError("a comparison needs a value")
-        if not forms[0] and "value" in self.model_fields_set:
-            raise ValueError("value belongs to field and cmp")
-        return self
-
-
-class Computed(_Strict):
-    """A value: exactly one of a field, a constant, or arithmetic on two values (numbers only)."""
-
-    field: FieldName | None = None
-    value: float | int | str | bool | None = None
-    add: "Pair | None" = None
-    sub: "Pair | None" = None
-    mul: "Pair | None" = None
-    div: "Pair | None" = None
-    floordiv: "Pair | None" = None
-    mod: "Pair | None" = None
-    lower: "Computed | None" = None
-
-    @model_validator(mode="after")
-    def one_form(self) -> Self:
-        """Exactly one way to say it."""
-        if len(self.model_fields_set) != 1:
-            raise ValueError("give exactly one of field, value, add, sub, mul, div, floordiv, mod, "
-                             "lower")  # fmt: skip
-        if self.value is None and "value" not in self.model_fields_set and all(
-            getattr(self, name) is None for name in self.model_fields_set
-        ):  # fmt: skip
-            raise ValueError("it must not be null")
-        return self
-
-
-Pair = Annotated[list[Computed], Field(min_length=2, max_length=2)]
-
-
-class FilterOp(Condition):
-    """Keep the rows for which the condition holds. Comparing with null or an unlike type: no."""
-
-    op: Literal["filter"]
-
-
-class MapOp(_Strict):
-    """Choose or compute: `select` gives rows of these fields, `expr` gives one value per row."""
-
-    op: Literal["map"]
-    select: list[FieldName] | dict[FieldName, FieldName | Computed] | None = Field(
-        default=None, min_length=1, max_length=100
-    )
-    expr: Computed | None = None
-
-    @model_validator(mode="after")
-    def one_form(self) -> Self:
-        """Exactly one way to say it."""
-        if (self.select is None) is (self.expr is None):
-            raise ValueError("give either select or expr")
-        return self
-
-
-class SkipOp(_Strict):
-    """Leave out the first n."""
-
-    op: Literal["skip"]
-    n: Count
-
-
-class TakeOp(_Strict):
-    """Stop after n."""
-
-    op: Literal["take"]
-    n: Count
-
-
-class BatchOp(_Strict):
-    """Lists of `size` elements."""
-
-    op: Literal["batch"]
-    size: Annotated[StrictInt, Field(ge=1, le=MAX_BATCH)]
-
-
-class DistinctOp(_Strict):
-    """The first row of each kind: by one field, or by all of it."""
-
-    op: Literal["distinct"]
-    field: FieldName | None = None
-
-
-class Figure(_Strict):
-    """A figure over the rows of a group; what is no number is passed over, except by count."""
-
-    fn: Literal["count", "sum", "avg", "min", "max"]
-    field: FieldName | None = None
-
-    @model_validator(mode="after")
-    def needs_a_field(self) -> Self:
-        """Only count works without."""
-        if self.fn != "count" and self.field is None:
-            raise ValueError(f"{self.fn} needs a field")
-        return self
-
-
-class AggregateOp(_Strict):
-    """One row per group, or one row in all; groups come in the order of their first row."""
-
-    op: Literal["aggregate"]
-    by: list[FieldName] = Field(default=[], max_length=10)
-    values: dict[FieldName, Figure] = Field(
-        default={"count": Figure(fn="count")}, min_length=1, max_length=20
-    )
-
-
-AnyOp = Annotated[
-    FilterOp | MapOp | SkipOp | TakeOp | BatchOp | DistinctOp | AggregateOp,
-    Field(discriminator="op"),
-]
-OP_MODELS: dict[str, type[_Strict]] = {
-    "filter": FilterOp, "map": MapOp, "skip": SkipOp, "take": TakeOp, "batch": BatchOp,
-    "distinct": DistinctOp, "aggregate": AggregateOp,
-}  # fmt: skip
-OP_EXAMPLES: dict[str, dict[str, Any]] = {
-    "filter": {"op": "filter", "or": [
-        {"field": "elevation", "cmp": "gt", "value": 5000},
-        {"not": {"field": "country", "cmp": "in", "value": ["US", "CA"]}},
-    ]},
-    "map": {"op": "map", "select": {
-        "name": "name", "metres": {"mul": [{"field": "elevation"}, {"value": 0.3048}]},
-    }},
-    "skip": {"op": "skip", "n": 5},
-    "take": {"op": "take", "n": 10},
-    "batch": {"op": "batch", "size": 100},
-    "distinct": {"op": "distinct", "field": "country"},
-    "aggregate": {"op": "aggregate", "by": ["country"], "values": {
-        "airports": {"fn": "count"}, "highest": {"fn": "max", "field": "elevation"},
-    }},
-}  # fmt: skip
-EXAMPLE: dict[str, Any] = {
-    "dataset": "airports",
-    "ops": [
-        {"op": "filter", "field": "elevation", "cmp": "gt", "value": 10000},
-        {"op": "map", "select": ["icao", "name", "country", "elevation"]},
-        {"op": "take", "n": 10},
-    ],
-}
-
-
-class Pipeline(_Strict):
-    """Operations on the rows of a data set."""
-
-    model_config = ConfigDict(json_schema_extra={"example": EXAMPLE})
-
-    dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-    ops: list[AnyOp] = Field(default=[], max_length=MAX_OPS)
-
-
-# --- compiling --------------------------------------------------------------------------------
-
-
 @dataclass
 class Shape:
     """What the elements are at a point of the pipeline: rows with these fields, values, lists."""
 
     fields: frozenset[str] | None  # of rows; None: not known
     rows: bool = True
+    size: int = 1  # the most rows in one element
 
 
 def compile_pipeline(
@@ -262,17 +85,19 @@ class _Compiler:
         if isinstance(op, TakeOp):
             return chain.take(op.n), self.shape
         if isinstance(op, BatchOp):
-            return chain.batch(op.size), Shape(None, rows=False)
+            size = op.size * self.shape.size
+            if size > MAX_BATCH:
+                raise self.error(f"batches of batches hold at most {MAX_BATCH:,} rows each.")
+            return chain.batch(op.size), Shape(None, rows=False, size=size)
         if isinstance(op, DistinctOp):
             key = self.field(op.field) if op.field is not None else None
             kinds = guarded(fingerprint, key) if key is not None else fingerprint
-            limit = _Limit(self.error(f"more than {MAX_KEYS:,} different keys; filter first."))
-            return chain.distinct(kinds).tap(limit), self.shape
+            return chain.distinct(kinds, max_keys=MAX_KEYS), self.shape
         return self.aggregate(chain, op)
 
     def map(self, chain: Any, op: MapOp) -> tuple[Any, Shape]:
         if op.expr is not None:
-            return chain.map(self.value(op.expr, 1)), Shape(None, rows=False)
+            return chain.map(self.value(op.expr, 1)), Shape(None, False, self.shape.size)
         chosen = op.select or {}
         if isinstance(chosen, list):
             chosen = {name: name for name in chosen}
@@ -289,9 +114,9 @@ class _Compiler:
         values: dict[str, tuple[str, Expr | None]] = {
             name: (figure.fn, self.field(figure.field) if figure.field else None)
                   for name, figure in op.values.items()}  # fmt: skip
-        error = self.error(f"more than {MAX_KEYS:,} groups; filter first.")
+        error = self.error(f"more than {MAX_KEYS:,} groups, or very long ones; filter first.")
         fields = frozenset([*op.by, *op.values])
-        return LazyCollection(Aggregated(chain, keys, values, error)), Shape(fields)
+        return chain.through(Aggregation(keys, values, error)), Shape(fields)
 
     # --- expressions ---
 
@@ -401,12 +226,26 @@ def lowered(value: Any) -> Any:
 
 
 def fingerprint(value: Any) -> Any:
-    """Something hashable that is equal for equal values."""
-    if isinstance(value, dict):
-        return "dict", frozenset((name, fingerprint(part)) for name, part in value.items())
-    if isinstance(value, list):
-        return "list", tuple(map(fingerprint, value))
+    """Something small and hashable that is equal for equal values."""
+    if isinstance(value, dict | list):
+        return _digest(_canonical(value))
+    if isinstance(value, str) and len(value) > LONG_TEXT:
+        return _digest(value)
     return type(value) is bool, value
+
+
+def _digest(value: Any) -> bytes:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _canonical(value: Any) -> Any:
+    """The same text for equal values: 1.0 is 1."""
+    if isinstance(value, dict):
+        return {name: _canonical(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_canonical(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class _Path:
@@ -423,40 +262,30 @@ class _Path:
         return value
 
 
-class _Limit:
-    """Raises when it is called too often."""
+class Aggregation:
+    """What makes the rows of the groups out of all rows."""
 
-    __name__ = "limit"
-
-    def __init__(self, error: PipelineError) -> None:
-        self.error, self.calls = error, 0
-
-    def __call__(self, _: Any) -> None:
-        self.calls += 1
-        if self.calls > MAX_KEYS:
-            raise self.error
-
-
-class Aggregated:
-    """The groups of a collection as rows; read anew by each iteration."""
+    __name__ = "aggregate"
 
     def __init__(
         self,
-        rows: LazyCollection[Any],
         keys: dict[str, Expr],
         values: dict[str, tuple[str, Expr | None]],
         error: PipelineError,
     ) -> None:
-        self.rows, self.keys, self.values, self.error = rows, keys, values, error
+        self.keys, self.values, self.error = keys, values, error
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __call__(self, rows: Iterator[Any]) -> Iterator[dict[str, Any]]:
+        """The groups in the order of their first rows."""
         groups: dict[Any, tuple[dict[str, Any], list[_Tally]]] = {}
+        characters = 0
         figures = [(_TALLIES[fn], field) for fn, field in self.values.values()]
-        for row in self.rows:
+        for row in rows:
             named = {name: field.evaluate(row) for name, field in self.keys.items()}
             key = fingerprint(named)
             if key not in groups:
-                if len(groups) >= MAX_KEYS:
+                characters += len(str(named))
+                if len(groups) >= MAX_KEYS or characters > MAX_GROUP_CHARACTERS:
                     raise self.error
                 groups[key] = named, [tally() for tally, _ in figures]
             for tally, (_, field) in zip(groups[key][1], figures, strict=True):
@@ -466,9 +295,6 @@ class Aggregated:
         for named, tallies in groups.values():
             results = (tally.result() for tally in tallies)
             yield {**named, **dict(zip(self.values, results, strict=True))}
-
-    def __repr__(self) -> str:
-        return "aggregate"
 
 
 class _Tally:

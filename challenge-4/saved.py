@@ -1,9 +1,6 @@
-"""Saved pipelines, and the signed cursors that page through them."""
+"""Saved pipelines, and the secret that signs the cursors through them; both are files."""
 
-import base64
-import binascii
 import hashlib
-import hmac
 import json
 import os
 import re
@@ -14,7 +11,6 @@ from typing import Any
 
 ID = re.compile(r"[0-9a-f]{24}")
 MAX_SAVED = 100_000
-MAX_CURSOR_CHARACTERS = 4096
 
 
 class Full(Exception):
@@ -53,35 +49,6 @@ class Saved:
         return plan
 
 
-class Cursors:
-    """Texts that say where to go on in one plan; nobody else can make or change them."""
-
-    def __init__(self, secret: bytes) -> None:
-        self._secret = secret
-
-    def write(self, plan: str, state: dict[str, Any]) -> str:
-        """A cursor for this plan."""
-        body = json.dumps(state, separators=(",", ":")).encode()
-        return base64.urlsafe_b64encode(self._seal(plan, body) + body).decode().rstrip("=")
-
-    def read(self, plan: str, cursor: str) -> dict[str, Any] | None:
-        """What it says, or None: it was not issued for this plan."""
-        if len(cursor) > MAX_CURSOR_CHARACTERS:
-            return None
-        try:
-            raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        except (ValueError, binascii.Error):
-            return None
-        seal, body = raw[:16], raw[16:]
-        if not hmac.compare_digest(seal, self._seal(plan, body)):
-            return None
-        state: dict[str, Any] = json.loads(body)
-        return state
-
-    def _seal(self, plan: str, body: bytes) -> bytes:
-        return hmac.digest(self._secret, plan.encode() + b"\0" + body, "sha256")[:16]
-
-
 def cursor_secret(directory: Path, given: str | None) -> bytes:
     """The secret as it was set, or one that is made once and kept beside the data."""
     if given:
@@ -101,6 +68,16 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)
+        sync_directory(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names of files in it survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

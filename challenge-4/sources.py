@@ -49,7 +49,7 @@ class Source:
             )
         self.origin: Any = origin
         self._first_use: str | None = None
-        self._live: list[Any] | None = None
+        self._live: dict[int, Any] | None = None  # what iterations have open, by identity
 
     def iterate(self, window: range, opened: list[Any]) -> Iterator[Any]:
         """Start to read the elements of the window; what has to be closed goes into `opened`."""
@@ -75,19 +75,17 @@ class Source:
         if hasattr(closable, "close"):
             opened.append(closable)
             if self._live is None:
-                self._live = []
-            self._live.append(closable)
+                with _claiming:
+                    if self._live is None:
+                        self._live = {}
+            self._live[id(closable)] = closable
 
     def release(self, opened: list[Any]) -> None:
         """Close what one iteration has opened."""
-        live = self._live
         while opened:
             closable = opened.pop()
-            if live is not None:
-                for number, each in enumerate(live):
-                    if each is closable:
-                        del live[number]
-                        break
+            if self._live is not None:
+                self._live.pop(id(closable), None)
             closable.close()
 
     def _claim(self) -> None:
@@ -110,7 +108,7 @@ class Source:
             if hasattr(self.origin, "close") and not isinstance(self.origin, io.IOBase):
                 self.origin.close()
         if self._live is not None:
-            self.release(list(self._live))
+            self.release(list(self._live.values()))
 
     def push(self, ops: tuple[Op, ...]) -> tuple["Source", tuple[Op, ...]]:
         """The source that does the first operations itself, and those that are left."""
@@ -197,7 +195,7 @@ def _caller() -> str:
 _MACHINERY = {
     str(Path(__file__).with_name(name))
     for name in ("sources.py", "lazy.py", "compiler.py", "caching.py", "grouping.py", "metering.py",
-                 "explaining.py", "files.py", "tables.py")
+                 "explaining.py", "files.py", "tables.py", "pushing.py")
 }  # fmt: skip
 
 

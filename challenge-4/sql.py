@@ -3,20 +3,23 @@
 A text is made so that it is TRUE exactly when the expression is true in Python; FALSE and NULL both
 mean "no". The kinds of a column tell what its values can be. SQLite's columns hold anything: there
 the affinity decides which comparison would convert, and ranges keep other storage classes out.
-Arithmetic is never pushed: overflow, division and modulo differ.
+Arithmetic is pushed for whole numbers of PostgreSQL only, as numeric, which knows no overflow.
 """
 
 import math
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
 from databases import Column, quoted
-from expressions import Expr
+from expressions import Expr, candidates
 
 MAX_CANDIDATES = 200  # of is_in
+MAX_OPERANDS = 50  # of arithmetic: numeric ends at 131,072 digits
 Text = tuple[str, list[Any]]
 SIGNS = {"eq": "=", "ne": "<>", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 FLIPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
+ARITHMETIC = {"add": "+", "sub": "-", "mul": "*", "mod": "%", "floordiv": "//"}
 NEVER: Text = ("1 = 0", [])
 
 
@@ -69,6 +72,8 @@ class Translator:
     def _comparison(self, op: str, left: Expr, right: Expr) -> Text | None:
         if left.op == "lit":
             left, right, op = right, left, FLIPPED[op]
+        if left.op in ARITHMETIC or right.op in ARITHMETIC:
+            return self._computed(op, left, right)
         column = self.column_of(left)
         if column is None or column.kind == "json":
             return None
@@ -82,6 +87,42 @@ class Translator:
             one, two = quoted(column.name, self.mark), quoted(other.name, self.mark)
             return f"{one}{collate} {SIGNS[op]} {two}", []
         return None
+
+    # --- arithmetic ---
+
+    def _computed(self, op: str, left: Expr, right: Expr) -> Text | None:
+        if self.sqlite:
+            return None
+        budget = iter(range(MAX_OPERANDS))
+        one, two = self._whole(left, budget), self._whole(right, budget)
+        if one is None or two is None:
+            return None
+        return f"({one[0]} {SIGNS[op]} {two[0]})", one[1] + two[1]
+
+    def _whole(self, expr: Expr, budget: Iterator[int]) -> Text | None:
+        """An expression of whole numbers as numeric; divisors are constants, never 0."""
+        if next(budget, None) is None:
+            return None
+        if expr.op == "lit":
+            whole = type(expr.args[0]) is int
+            return ("%s::numeric", [Decimal(expr.args[0])]) if whole else None
+        if expr.op not in ARITHMETIC:
+            column = self.column_of(expr)
+            whole = column is not None and column.kind == "integer"
+            return (f"{quoted(column.name, self.mark)}::numeric", []) if column and whole else None
+        left, right = expr.args
+        one, two = self._whole(left, budget), self._whole(right, budget)
+        if one is None or two is None:
+            return None
+        if expr.op in ("add", "sub", "mul"):
+            return f"({one[0]} {ARITHMETIC[expr.op]} {two[0]})", one[1] + two[1]
+        if right.op != "lit" or not right.args[0]:
+            return None
+        # SQL's remainder has the sign of the dividend, Python's that of the divisor.
+        rest = f"mod(mod({one[0]}, {two[0]}) + {two[0]}, {two[0]})"
+        if expr.op == "mod":
+            return rest, one[1] + two[1] * 3
+        return f"div({one[0]} - {rest}, {two[0]})", one[1] * 2 + two[1] * 4
 
     def compare(self, op: str, column: Column, value: Any) -> Text | None:
         """A column with a constant."""
@@ -158,7 +199,7 @@ class Translator:
     # --- lists and parts of texts ---
 
     def _membership(self, column: Column, values: tuple[Any, ...]) -> Text | None:
-        wanted = [value for value in values if value is not None and value == value]
+        wanted = candidates(values)
         if len(wanted) > MAX_CANDIDATES:
             return None
         texts: list[str] = []

@@ -5,17 +5,20 @@ A chain is a plan: building it runs nothing, running it is one loop. `lazy.py` i
 """
 
 from caching import CacheFullError
+from compiler import TooManyKeysError
+from cursors import CursorError
 from databases import DatabaseError
 from expressions import Expr, col, it, lit
 from files import BadLineError
 from lazy import EmptyCollectionError, LazyCollection, LazyIterator
 from pages import Page
 from sources import LazyError, SourceExhaustedError
-from tables import DatabaseLazyCollection
+from tables import DatabaseLazyCollection, UnorderedRowsError
 
 __all__ = [
     "BadLineError",
     "CacheFullError",
+    "CursorError",
     "DatabaseError",
     "DatabaseLazyCollection",
     "EmptyCollectionError",
@@ -25,6 +28,8 @@ __all__ = [
     "LazyIterator",
     "Page",
     "SourceExhaustedError",
+    "TooManyKeysError",
+    "UnorderedRowsError",
     "col",
     "from_csv",
     "from_ndjson",

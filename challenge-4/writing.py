@@ -242,14 +242,19 @@ class _Writer:
 
     def put_distinct(self, part: tuple[Any, ...], position: int) -> None:
         self.inits += [f"d{position} = set()", f"add{position} = d{position}.add"]
+        _, computed, bounded = part
         name = "v"
-        if len(part) == 3:
+        if computed is not None:
             name = "k"
-            self.put_computed(part, "k = {}")
+            self.put_computed(computed, "k = {}")
         self.put(f"if {name} in d{position}:")
         self.depth += 1
         self.skip()
         self.depth -= 1
+        if bounded:
+            limit = self.argument()
+            self.put(f"if len(d{position}) >= {limit}:")
+            self.put(f"raise TooManyKeysError(TOO_MANY_KEYS.format({limit}))", 1)
         self.put(f"add{position}({name})")
 
     def put_enumerate(self, part: tuple[Any, ...], position: int) -> None:
@@ -353,7 +358,7 @@ class _Writer:
     def put_handler(self, *replaced: str, always: str = "") -> None:
         """Go on with the replacement and the lines for it, or with the next element."""
         catch = self.catch or 0
-        _, replaces, calls = self.shape[catch]
+        _, replaces, calls, _ = self.shape[catch]
         self.put(f"except e{catch} as error:")
         self.depth += 1
         owner = self.owner
@@ -394,6 +399,8 @@ class _Writer:
             self.close_try()
         self.catch = None
         self.inside_flat_map = self.replaces_across_loops = False
+        if self.metered and part[3]:
+            self.put(f"meter.counts[numbers[{position}]] += 1")
 
 
 def _next_catches(shape: list[tuple[Any, ...]]) -> list[int | None]:

@@ -3,8 +3,9 @@
     python benchmarks/chains.py [--smoke] [--json] [--rounds N] [--elements N]
 
 Contenders of a case run interleaved in one process, the garbage collector off, each round in the
-reverse order of the one before. Figures are medians; ratios are those of the medians. A ratio below
-1.00 means less time than the loop by hand.
+reverse order of the one before. Figures are medians of the thread's own time (of the wall's clock
+where PostgreSQL works), ratios those of the medians. A ratio below 1.00 means less time than the
+loop by hand.
 """
 
 import argparse
@@ -44,6 +45,7 @@ class Case:
     peers: dict[str, Contender] = field(default_factory=dict)
     to_hand: float | None = None
     to_peer: float | None = None
+    clock: Callable[[], float] = time.thread_time  # a server's time is nobody's but the wall's
 
 
 @dataclass
@@ -316,9 +318,9 @@ def run(case: Case, rounds: int) -> Result:
     order = list(contenders.items())
     for _ in range(rounds):
         for name, contender in order:
-            started = time.perf_counter()
+            started = case.clock()
             contender()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(case.clock() - started)
         order.reverse()
     gc.enable()
     medians = {name: statistics.median(values) for name, values in seconds.items()}
@@ -350,10 +352,10 @@ def building(rounds: int) -> Result:
     for _ in range(rounds):
         for name, action in (("build 4 ops", build), ("build and drain 10",
                                                       lambda: build().collect())):  # fmt: skip
-            started = time.perf_counter()
+            started = time.thread_time()
             for _ in range(5000):
                 action()
-            samples[name].append((time.perf_counter() - started) / 5000)
+            samples[name].append((time.thread_time() - started) / 5000)
     medians = {name: statistics.median(values) for name, values in samples.items()}
     met = medians["build 4 ops"] <= 1.5e-6
     return Result("building", medians, {}, "build <= 1.5 us", met)
@@ -467,10 +469,11 @@ def postgres_cases(psycopg: Any, table: str) -> list[Case]:
             "PostgreSQL: predicate and projection pushed", hand,
             {"chain": lambda: rows.filter((col("status") == "paid") & (col("amount") > 50))
              .select("id", "amount").collect()},
-            to_hand=1.15,
+            to_hand=1.15, clock=time.perf_counter,
         ),
         Case("PostgreSQL: take(10), connecting included", hand_ten,
-             {"chain": lambda: rows.select("id", "amount").take(10).collect()}),
+             {"chain": lambda: rows.select("id", "amount").take(10).collect()},
+             clock=time.perf_counter),
     ]  # fmt: skip
 
 

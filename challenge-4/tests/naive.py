@@ -1,7 +1,8 @@
 """The operations as one would write them without any idea: the model to compare with.
 
 Each operation is a generator over the one before. An error travels on as a value until a `catch`
-takes it or the end raises it, so that what a catch covers is a matter of order alone.
+takes it or the end raises it, so that what a catch covers is a matter of order alone. A group has
+no place for an error, so the catch that follows it takes it in front of the group.
 """
 
 from collections.abc import Iterator
@@ -20,10 +21,13 @@ class Failed:
 def run(source: Any, ops: list[tuple[Any, ...]]) -> tuple[list[Any], str]:
     """What comes out before the end or the error, and the error."""
     stream = read(source)
-    for op in ops:
+    for position, op in enumerate(ops):
         if op == ("take", 0):
             stream = iter(())  # nothing before it runs
         elif op[0] in HEADS:
+            following = next((later for later in ops[position:] if later[0] == "catch"), None)
+            if following is not None:
+                stream = catch(stream, *following[1:])
             stream = globals()[op[0]](stream, *op[1:])
         elif op[0] == "catch":
             stream = catch(stream, *op[1:])

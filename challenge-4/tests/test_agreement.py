@@ -166,7 +166,7 @@ def odd_postgres(postgres: Any) -> Any:
     connection, schema = postgres
     connection.execute(
         f"CREATE TABLE {schema}.odd (id serial PRIMARY KEY, i bigint, f float8, d numeric, t text, "
-        "v varchar(20), o boolean, r real, c char(5), m timestamptz)"
+        "v varchar(20), o boolean, r real, c char(5), m timestamptz, k integer)"
     )
     numbers = [v for v in NUMERIC if v is None or not math.isinf(v)] + [math.nan]
     longest = max(len(numbers), len(TEXTS))
@@ -175,13 +175,62 @@ def odd_postgres(postgres: Any) -> Any:
         whole = None if value is None or math.isnan(value) or abs(value) > 2**63 - 1 else int(value)
         text = TEXTS[number % len(TEXTS)]
         connection.execute(
-            f"INSERT INTO {schema}.odd (i, f, d, t, v, o, r, c, m) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            f"INSERT INTO {schema}.odd (i, f, d, t, v, o, r, c, m, k) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             (whole, math.inf if number == 9 else value,
              None if value is None else Decimal(value), text, text, (None, True, False)[number % 3],
-             0.1 * number, (text or "")[:5], dt.datetime(2026, 1, 1 + number, tzinfo=dt.UTC)),
+             0.1 * number, (text or "")[:5], dt.datetime(2026, 1, 1 + number, tzinfo=dt.UTC),
+             (None, 5, -3, 0, 2**31 - 1, -(2**31))[number % 6]),
         )  # fmt: skip
     return f"{schema}.odd"
+
+
+WHOLE = st.recursive(
+    st.one_of(
+        st.sampled_from(["i", "j", "o", "f"]).map(col),
+        st.integers(-7, 7).map(lit),
+        st.sampled_from([2**62, -(2**63), 2**63, 10**25, 0, 1.0, True, None]).map(lit),
+    ),
+    lambda inner: st.builds(
+        Expr, st.sampled_from(["add", "sub", "mul", "mod", "floordiv"]), inner, inner
+    ),
+    max_leaves=5,
+)
+
+
+@SETTINGS
+@given(
+    st.builds(Expr, st.sampled_from(["eq", "ne", "lt", "le", "gt", "ge"]), WHOLE, WHOLE).flatmap(
+        lambda condition: st.sampled_from([condition, ~condition, condition | col("i").is_null()])
+    )
+)
+def test_postgres_and_python_agree_on_whole_numbers(odd_postgres: str, condition: Expr) -> None:
+    source = from_table(odd_postgres, connection=connected())
+    rows = source.select("id", "i", "f", "o", j="k").collect()
+
+    def wanted() -> list[Any]:
+        return [row["id"] for row in rows if condition.evaluate(row)]
+
+    def found() -> list[Any]:
+        selected = source.select("id", "i", "f", "o", j="k")
+        return selected.filter(condition).map(col("id")).collect()
+
+    assert outcome(found) == outcome(wanted)
+
+
+def test_arithmetic_of_whole_columns_is_pushed_to_postgres(odd_postgres: str) -> None:
+    table = from_table(odd_postgres, connection=DSN)
+    pushed = [col("i") % 3 == 1, (col("i") + col("k")) * 2 > 2**64, 7 - col("i") // -2 <= col("k")]
+    doubled = col("i")
+    for _ in range(6):
+        doubled = doubled * doubled
+    left = [col("f") + 1 > 2, col("i") / 2 > 1, col("i") % col("k") == 1, col("i") % 0 == 1,
+            col("i") + 1.5 > 2, doubled > 1]  # fmt: skip
+
+    for condition in pushed:
+        assert table.filter(condition).explain().pushed, condition
+    for condition in left:
+        assert not table.filter(condition).explain().pushed
 
 
 @SETTINGS
@@ -190,12 +239,7 @@ def odd_postgres(postgres: Any) -> Any:
                [v for v in LITERALS if not isinstance(v, bytes)])
 )  # fmt: skip
 def test_postgres_and_python_agree_on_every_condition(odd_postgres: str, condition: Expr) -> None:
-    global _connection
-    if _connection is None or _connection.closed:
-        import psycopg
-
-        _connection = psycopg.connect(DSN)
-    source = from_table(odd_postgres, connection=_connection)
+    source = from_table(odd_postgres, connection=connected())
     rows = source.collect()
 
     found = source.filter(condition).map(col("id")).collect()
@@ -208,7 +252,17 @@ def test_postgres_and_python_agree_on_every_condition(odd_postgres: str, conditi
 _connection: Any = None
 
 
-@pytest.mark.parametrize("column", ["i", "f", "t", "v", "o"])
+def connected() -> Any:
+    """One connection for many examples."""
+    global _connection
+    if _connection is None or _connection.closed:
+        import psycopg
+
+        _connection = psycopg.connect(DSN)
+    return _connection
+
+
+@pytest.mark.parametrize("column", ["i", "f", "d", "t", "v", "o"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_postgres_and_python_agree_on_sorting(
     odd_postgres: str, column: str, reverse: bool

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import threading
+import traceback
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -85,6 +86,45 @@ def test_an_error_is_kept_and_raised_at_the_same_place() -> None:
         assert seen == [2, 4]
         assert len(caught.value.__notes__) == 1
     assert calls == [2, 1, 0]
+
+
+def test_an_error_that_is_raised_again_and_again_does_not_grow() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        raise ValueError("x")
+
+    cached = LazyCollection(failing).cache()
+    frames = []
+    for _ in range(20):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            cached.collect()
+        frames.append(len(list(traceback.walk_tb(caught.value.__traceback__))))
+
+    assert frames[-1] == frames[1]
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_an_interrupt_does_not_shorten_it(interrupt: type[BaseException]) -> None:
+    computed: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(5):
+            if number == 3 and 3 not in computed:
+                computed.append(3)
+                raise interrupt
+            yield number
+
+    cached = LazyCollection(numbers).cache()
+    once = LazyCollection(numbers()).cache()
+    with pytest.raises(interrupt):
+        cached.collect()
+    assert cached.collect() == [0, 1, 2, 3, 4]
+
+    computed.clear()
+    with pytest.raises(interrupt):
+        once.collect()
+    with pytest.raises(SourceExhaustedError):
+        once.collect()
 
 
 def test_the_source_is_released_when_complete() -> None:

@@ -78,6 +78,13 @@ def op(name: str, *arguments: Any) -> Any:
     return st.tuples(st.just(name), *arguments)
 
 
+WINDOW = st.one_of(
+    op("take", st.integers(0, 12)),
+    op("skip", SMALL),
+    st.tuples(st.just("slice"), SMALL, POSITIVE, POSITIVE).map(
+        lambda o: (o[0], o[1], o[1] + o[2] * o[3], o[3])
+    ),
+)
 OPS = st.lists(
     st.one_of(
         op("map", st.sampled_from(FUNCTIONS)),
@@ -86,11 +93,9 @@ OPS = st.lists(
         op("filter", st.sampled_from(PREDICATES)),
         op("flat_map", st.sampled_from(FLAT)),
         op("tap", st.sampled_from(FUNCTIONS)),
-        op("take", st.integers(0, 12)),
-        op("skip", SMALL),
-        st.tuples(st.just("slice"), SMALL, POSITIVE, POSITIVE).map(
-            lambda o: (o[0], o[1], o[1] + o[2] * o[3], o[3])
-        ),
+        WINDOW,
+        WINDOW,
+        WINDOW,
         op("take_while", st.sampled_from(PREDICATES)),
         op("skip_while", st.sampled_from(PREDICATES)),
         op("distinct", st.sampled_from(KEYS)),
@@ -162,3 +167,17 @@ def test_chains_equal_the_naive_model(
     if not fails:  # lists take another way: by index
         assert outcome(chain(LazyCollection(elements), ops)) == expected
         assert outcome(chain(LazyCollection(tuple(elements)), ops)) == expected
+
+
+@settings(max_examples=600, deadline=None)
+@given(count=st.integers(0, 30), ops=st.lists(WINDOW, max_size=6), fails=st.booleans())
+def test_windows_of_windows_read_what_the_naive_model_reads(
+    count: int, ops: list[tuple[Any, ...]], fails: bool
+) -> None:
+    elements = list(range(count))
+    expected_source, source = Source(elements, fails), Source(elements, fails)
+
+    expected = naive.run(expected_source, ops)
+
+    assert outcome(chain(LazyCollection(source), ops)) == expected
+    assert source.pulls == expected_source.pulls

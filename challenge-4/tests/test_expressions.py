@@ -1,5 +1,6 @@
 """Expressions: written into code or evaluated, they keep the same rules."""
 
+import decimal
 import math
 import pickle
 from typing import Any
@@ -99,3 +100,31 @@ def test_guarded_functions_and_defaults_have_a_text() -> None:
     assert guarded(abs, col("a")).evaluate({"a": -1}) == 1
     assert repr(record({"x": it.alias("y")})) == "{'x': it.alias('y')}"
     assert issubclass(TypeError, GUARD)
+
+
+def test_numbers_of_every_kind_sort_by_value_and_those_that_are_none_last() -> None:
+    odd = [
+        decimal.Decimal("NaN"),
+        "a",
+        2.5,
+        None,
+        decimal.Decimal("sNaN"),
+        1,
+        decimal.Decimal("1.5"),
+    ]
+
+    ordered = LazyCollection(odd).sort(it).collect()
+
+    assert ordered[:4] == [None, 1, decimal.Decimal("1.5"), 2.5]
+    assert [str(value) for value in ordered[4:]] == ["NaN", "sNaN", "a"]
+
+
+def test_a_field_behind_none_is_not_looked_at_and_odd_candidates_compare_with_nothing() -> None:
+    odd = col("a").is_in([decimal.Decimal("sNaN"), math.nan, None, 1])
+    for expression, row, expected in (
+        (col("a") != col("missing"), {"a": None}, False),
+        (odd, {"a": 1}, True),
+        (odd, {"a": "x"}, False),
+    ):
+        assert expression.evaluate(row) is expected
+        assert LazyCollection([row]).map(expression).first() is expected

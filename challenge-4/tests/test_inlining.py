@@ -30,6 +30,8 @@ LAMBDAS: list[Callable[[Any], Any]] = [
     lambda x: (x + 1) * (x - 1),
     lambda x: x["k"]["k"], lambda x: 10**20 + x, lambda x: x + "a", lambda x: x is x,
     lambda x: x[0] + x[1] * 2 - 1, lambda x: x + x,
+    lambda x: not not x, lambda x: not not (x == 1), lambda x: not (x == 1),  # noqa: SIM201, SIM208
+    lambda x: not -x,
 ]  # fmt: skip
 VALUES: list[Any] = [
     0, 1, -7, 2.5, math.inf, math.nan, -0.0, True, None, "a", "abc", [1, 2], (3, 4),

@@ -5,6 +5,7 @@ import io
 import itertools
 import linecache
 import math
+import operator
 import pickle
 import sqlite3
 import threading
@@ -17,7 +18,7 @@ import pytest
 
 from compiler import MAX_SHAPES, _functions
 from lazy import EmptyCollectionError, LazyCollection
-from utils import LazyIterator, Page, SourceExhaustedError, col, it
+from utils import LazyIterator, Page, SourceExhaustedError, TooManyKeysError, col, it
 
 pytestmark = pytest.mark.unit
 
@@ -150,6 +151,9 @@ class TestPulls:
             (lambda c: c.skip(5).take(2), 7),
             (lambda c: c.slice(0, 10, 3), 10),
             (lambda c: c.slice(0, 9, 3), 7),
+            (lambda c: c.slice(0, 4, 2).skip(1), 3),
+            (lambda c: c.slice(0, 4, 2).skip(1).slice(0, None, 3), 3),
+            (lambda c: c.slice(1, 8, 3).slice(0, 2, 2).skip(0), 2),
             (lambda c: c.batch(10).take(3), 30),
             (lambda c: c.map(str).batch(10).take(3), 30),
             (lambda c: c.window(3).take(2), 4),
@@ -507,6 +511,30 @@ class TestCatch:
         with pytest.raises(ZeroDivisionError):
             chain.collect()
 
+    def test_what_fails_before_a_group_is_left_out_of_it(self) -> None:
+        base = Lazy(["1", "x", "3", "4"]).map(int)
+
+        assert base.batch(2).catch(ValueError).collect() == [[1, 3], [4]]
+        assert base.batch(2).map(sum).catch(ValueError, replace=0).collect() == [1, 7]
+        assert base.window(2).catch(ValueError).collect() == [(1, 3), (3, 4)]
+        assert base.zip("abc").catch(ValueError).collect() == [(1, "a"), (3, "b"), (4, "c")]
+        assert base.concat([9]).catch(ValueError).collect() == [1, 3, 4, 9]
+        assert base.sort(reverse=True).catch(ValueError).collect() == [4, 3, 1]
+        two = base.batch(2).sort(lambda b: -b[0]).map(lambda b: 6 // (b[0] - 3)).catch()
+        assert two.collect() == [6, -3]
+        with pytest.raises(ValueError, match="'x'"):  # the first catch is where the second begins
+            base.catch(KeyError).batch(2).catch(ValueError).collect()
+
+    def test_what_the_source_or_a_neighbour_took_over_has_no_count_of_its_own(self) -> None:
+        chain = Lazy(range(10)).take(5).filter(it > 0).skip(1).skip(1).map(it + 1)
+
+        assert chain.explain(analyze=True).counts == [5, None, 4, 2, None, 2]
+
+    def test_the_elements_that_pass_a_catch_are_counted_once(self) -> None:
+        chain = Lazy(["1", "x", "3"]).map(int).batch(2).map(len).catch(ValueError, replace=0)
+
+        assert chain.explain(analyze=True).counts == [3, 2, 2, 2, 2]
+
     def test_an_error_costs_one_element_also_inside_flat_map(self) -> None:
         chain = Lazy(["1 x 3", "4"]).flat_map(str.split).map(int).catch(ValueError, replace=0)
 
@@ -549,6 +577,55 @@ class TestOps:
         assert base.map(it * 2).collect() == [6, 2, 4, 6]
         seen: list[int] = []
         assert base.tap(seen.append).collect() == seen
+
+    def test_distinct_keys_may_be_limited(self) -> None:
+        base = Lazy([1, 2, 1, 3])
+
+        assert base.distinct(max_keys=3).collect() == [1, 2, 3]
+        assert base.distinct(it % 2, max_keys=2).collect() == [1, 2]
+        for chain in (
+            base.distinct(max_keys=2),
+            base.distinct(lambda n: (n, len("a")), max_keys=2),
+        ):
+            with pytest.raises(TooManyKeysError, match="more than 2") as caught:
+                chain.collect()
+            assert "op 1 distinct(" in caught.value.__notes__[0]
+            assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+        with pytest.raises(ValueError, match="max_keys"):
+            base.distinct(max_keys=0)
+
+    def test_elements_pass_through_a_generator_function(self, counting: Any) -> None:
+        def pairs(numbers: Iterator[int]) -> Iterator[tuple[int, int]]:
+            for number in numbers:
+                yield number, next(numbers, 0)
+
+        source = counting(range(9))
+        chain = Lazy(source).map(lambda n: n + 1).through(pairs).map(sum)
+        assert source.starts == 0
+        assert chain.take(2).collect() == [3, 7]
+        assert (source.pulls, source.closes) == (4, 1)
+        assert Lazy([2, 1]).through(sorted).collect() == [1, 2]
+        assert chain.explain(analyze=True).counts == [9, 9, 5, 5]
+
+        def failing(numbers: Iterator[int]) -> Iterator[int]:
+            raise KeyError(next(numbers))
+
+        def stopping(numbers: Iterator[int]) -> Iterator[int]:
+            raise StopIteration
+
+        with pytest.raises(KeyError) as caught:
+            Lazy([1]).through(failing).collect()
+        assert "op 1 through(" in caught.value.__notes__[0]
+        with pytest.raises(RuntimeError) as stopped:
+            Lazy([1]).through(stopping).collect()
+        assert "op 1 through(" in stopped.value.__notes__[0]
+
+    def test_an_async_function_is_no_predicate(self) -> None:
+        async def passes(_: int) -> bool:
+            return False
+
+        with pytest.raises(TypeError, match="async"):
+            Lazy([1]).filter(passes)
 
     def test_strict_batches_and_zips_refuse_a_rest(self) -> None:
         with pytest.raises(ValueError, match="1 element"):
@@ -634,6 +711,28 @@ class TestOps:
         assert Lazy([inner, inner]).flat_map(lambda c: c).collect() == [2, 3, 2, 3]
         assert inner.zip(inner).collect() == [(2, 2), (3, 3)]
 
+    def test_what_was_not_given_is_not_given_in_copies_and_pickles_either(self) -> None:
+        totals = Lazy([1, 2, 3]).scan(operator.add)
+        caught = Lazy(["1", "x", "3"]).map(int).catch(ValueError)
+
+        def pickled(chain: Any) -> Any:
+            return pickle.loads(pickle.dumps(chain))
+
+        again: Callable[[Any], Any]
+        for again in (copy.deepcopy, pickled):
+            assert again(totals).collect() == [1, 3, 6]
+            assert again(caught).collect() == [1, 3]
+
+    def test_sizes_beyond_all_measure_are_fine(self) -> None:
+        base = Lazy([1, 2])
+
+        assert base.batch(10**40).collect() == [[1, 2]]
+        assert base.window(10**40).collect() == []
+        assert base.window(1, 10**40).collect() == [(1,)]
+        assert [list(page) for page in base.paginate(10**40)] == [[1, 2]]
+        assert base.page(10**40, 10**40).items == []
+        assert base.skip(10**40).concat([3]).take(10**40).collect() == [3]
+
     def test_copies_and_pickles_are_the_same_plan(self) -> None:
         chain = Lazy([1, 2, 3]).filter(it > 1).map(str)
 
@@ -687,6 +786,14 @@ class TestSize:
         assert chain.collect() == [3000, 3001, 3002]
         assert len(repr(chain)) <= 200
         assert "op 1 map" in chain.explain()
+
+    def test_thousands_of_concats_do_not_nest(self) -> None:
+        chain = Lazy[int]([])
+        for number in range(5000):
+            chain = chain.concat([number])
+
+        assert chain.sum() == sum(range(5000))
+        assert chain.take(3).collect() == [0, 1, 2]
 
     def test_many_nested_loops_and_catches_work(self) -> None:
         chain: Any = Lazy([1])
