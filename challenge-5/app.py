@@ -145,7 +145,11 @@ Running = Annotated[TaskScheduler, Depends(scheduler_of)]
 Id = Annotated[str, Path(max_length=200, examples=["example"])]
 Key = Annotated[
     str | None,
-    Header(max_length=255, description="The same key and request again: the same tasks, 200."),
+    Header(
+        min_length=1,
+        max_length=255,
+        description="The same key and request again: the same tasks, 200.",
+    ),
 ]
 
 

@@ -33,6 +33,11 @@ MESSAGE_CHARACTERS = 2_000
 _by_name: dict[Callable[..., Any], bytes] = {}  # functions of modules: they live anyway
 
 
+def printable(text: str) -> str:
+    """The text with lone surrogates shown as escapes: neither SQLite nor JSON can keep them."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def dump(value: Any) -> bytes:
     """The bytes of any value; raises whatever its pickling raises."""
     if value is None:
@@ -160,7 +165,7 @@ def takes_positionals(func: Callable[..., Any]) -> bool:
 def name_of(func: Callable[..., Any]) -> str:
     """The name under which a callable is listed and its duration learnt."""
     inner = getattr(func, "func", func)  # a partial
-    return str(getattr(inner, "__qualname__", type(inner).__qualname__))[:200]
+    return printable(str(getattr(inner, "__qualname__", type(inner).__qualname__)))[:200]
 
 
 def digest(*parts: Any) -> bytes:
@@ -207,7 +212,7 @@ def dump_error(error: BaseException) -> bytes:
         pickle.loads(travelling or b"")  # an __init__ with other arguments shows only here
     except Exception:  # noqa: BLE001  (somebody else's __reduce__ or __init__)
         travelling = None
-    parts = (type(error).__name__, message, text, travelling)
+    parts = (type(error).__name__, printable(message), printable(text), travelling)
     return pickle.dumps(parts, PROTOCOL)
 
 

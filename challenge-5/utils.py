@@ -24,7 +24,7 @@ from typing import Any, Literal, Self, cast
 
 from backends import ExecutorBackend, LoopBackend, ThreadBackend
 from context import TaskContext, current_task
-from engine import Engine, Figures
+from engine import Engine
 from errors import (
     CyclicDependency,
     DependencyFailed,
@@ -52,7 +52,7 @@ from errors import (
 from executor import SchedulerExecutor
 from handles import TaskHandle
 from journal import Durability, Filter, SQLiteStore, Store
-from measures import percentile
+from measures import Figures, percentile
 from payloads import (
     NO_ARGUMENTS,
     digest,
@@ -60,6 +60,7 @@ from payloads import (
     dump_function,
     name_of,
     placeholders,
+    printable,
     takes_positionals,
 )
 from processes import ProcessBackend
@@ -84,7 +85,10 @@ MOST_WORKERS = 512
 RESULT_BYTES = 16 * 1024 * 1024
 RESULT_SECONDS = 7 * 86_400.0
 LONGEST_SECONDS = 10 * 365 * 86_400.0  # of a timeout or a delay
+LATEST_MOMENT = 250_000_000_000.0  # the year 9892: later ones have no date
 ID_CHARACTERS = 200
+NAME_CHARACTERS = 200
+KEY_CHARACTERS = 500
 
 
 class TaskScheduler:
@@ -244,11 +248,7 @@ class TaskScheduler:
         if not jobs:
             return []
         self._engine.reserve(len(jobs))
-        try:
-            return self._engine.ask(lambda: self._engine.accept(jobs))
-        except BaseException:
-            self._engine.release(len(jobs))
-            raise
+        return self._engine.ask(lambda: self._engine.accept(jobs))
 
     async def asubmit(
         self, task: Task | Callable[..., Any] | str, /, *args: Any, **kwargs: Any
@@ -277,11 +277,7 @@ class TaskScheduler:
             for number, job in enumerate(jobs):
                 job.digest = digest(request, number)
         self._engine.reserve(len(jobs))
-        try:
-            return cast("list[TaskHandle]", await self.ask(lambda: self._engine.accept(jobs)))
-        except SchedulerError:
-            self._engine.release(len(jobs))
-            raise
+        return cast("list[TaskHandle]", await self.ask(lambda: self._engine.accept(jobs)))
 
     async def ask(self, question: Callable[[], Any]) -> Any:
         """Await what the engine's thread answers, after its commit."""
@@ -359,11 +355,7 @@ class TaskScheduler:
         """Run a task that has ended once more; TaskNotEnded if it has not."""
         self._ensure_started()
         self._engine.reserve(1)
-        try:
-            return self._engine.ask(lambda: self._engine.retry(task_id))
-        except BaseException:
-            self._engine.release(1)
-            raise
+        return self._engine.ask(lambda: self._engine.retry(task_id))
 
     def scale_workers(self, number: int) -> None:
         """Have so many processes: more at once, fewer as they finish what they run."""
@@ -414,11 +406,7 @@ class TaskScheduler:
             return self._submit_one(job, block, timeout)
         self._ensure_started()
         self._engine.reserve(1, block=block, timeout=timeout)
-        try:
-            (handle,) = self._engine.ask(lambda: self._engine.accept([job]), at_once=True)
-        except BaseException:
-            self._engine.release(1)
-            raise
+        (handle,) = self._engine.ask(lambda: self._engine.accept([job]), at_once=True)
         return handle
 
     def _submit_one(self, job: Job, block: bool, timeout: float | None) -> TaskHandle:
@@ -461,17 +449,26 @@ class TaskScheduler:
         named = [*placeholders(args), *placeholders(kwargs)]
         positionally = not args and not kwargs and takes_positionals(func)
         parents = _parents(task.dependencies, named, positionally)
-        name = task.name or (registered.name if registered else name_of(func))
+        name = _text("name", task.name, NAME_CHARACTERS) or (
+            registered.name if registered else name_of(func)
+        )
         job = self._pack(
-            func, self._place_of(func, kind), args, kwargs, _checked_id(task.id) or new_id(), name
+            func,
+            self._place_of(func, kind),
+            args,
+            kwargs,
+            _text("id", task.id, ID_CHARACTERS) or new_id(),
+            name,
         )
         job.priority = int(priority)
         job.parents = parents
         job.positionally = bool(positionally and parents)
         job.timeout = self._default_timeout if timeout is None else _seconds("timeout", timeout)
+        if not isinstance(retry, RetryPolicy | None):
+            raise TypeError(f"retry is a RetryPolicy, not {type(retry).__name__}.")
         job.retry = retry
-        job.idem_key = task.idempotency_key
-        job.run_at = task.run_at
+        job.idem_key = _text("idempotency_key", task.idempotency_key, KEY_CHARACTERS)
+        job.run_at = _moment(task.run_at)
         if task.delay:
             job.run_at = self._clock() + (_seconds("delay", task.delay, least=0) or 0)
         if task.id is not None or task.idempotency_key is not None:
@@ -539,15 +536,35 @@ def _count(name: str, value: int, given: int | None) -> int:
 def _seconds(name: str, value: float | None, least: float = 1e-9) -> float | None:
     if value is None:
         return None
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}.")
     if not least <= value <= LONGEST_SECONDS:
-        raise ValueError(f"{name} is a positive number of seconds, not {value!r}.")
+        raise ValueError(
+            f"{name} is a positive number of seconds, at most {LONGEST_SECONDS:,.0f}, not {value!r}."
+        )
     return float(value)
 
 
-def _checked_id(task_id: str | None) -> str | None:
-    if task_id is not None and not (isinstance(task_id, str) and 0 < len(task_id) <= ID_CHARACTERS):
-        raise ValueError(f"An id is a text of 1 to {ID_CHARACTERS} characters.")
-    return task_id
+def _moment(value: float | None) -> float | None:
+    """A time of the wall clock; what is past may run at once."""
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"run_at is a number of seconds since 1970, not {type(value).__name__}.")
+    if not 0 <= value <= LATEST_MOMENT:
+        raise ValueError(f"run_at is a number of seconds since 1970, not {value!r}.")
+    return float(value)
+
+
+def _text(name: str, value: str | None, most: int) -> str | None:
+    """What is stored as text has a length and is text: a lone surrogate could not be written."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is a text, not {type(value).__name__}.")
+    if not 0 < len(value) <= most or printable(value) != value:
+        raise ValueError(f"{name} is a text of 1 to {most} characters that UTF-8 can write.")
+    return value
 
 
 def _parents(dependencies: Any, named: list[str], positionally: bool) -> tuple[str, ...]:

@@ -8,10 +8,9 @@ from typing import Any
 
 import psutil
 
-from engine import Figures
 from handles import error_of
 from journal import Store
-from measures import percentile
+from measures import Figures, percentile
 from tasks import COMPLETED, FAILED, RUNNING, TaskPriority, TaskState
 
 
