@@ -10,6 +10,7 @@ import os
 import pickle
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
@@ -18,6 +19,7 @@ from selectors import BaseSelector
 from typing import Any, Protocol
 
 import context
+from journal import KEPT_LINES
 from payloads import dump_error, dump_result, fill_in, load_call
 from records import Job
 
@@ -101,6 +103,8 @@ class _Running:
     job: Job
     started: float = 0.0
     abandoned: bool = False
+    notes: deque[tuple[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
+    noted: bool = False  # the engine was told that there are some
     task: "asyncio.Task[None] | None" = None
     pid: int = field(default_factory=os.getpid)
 
@@ -194,11 +198,17 @@ class _Local:
         job = running.job
 
         def say(what: str, value: Any) -> None:
-            def note() -> None:
-                if not running.abandoned:
-                    self.reports.note(job, what, value)
+            running.notes.append((what, value))
+            if not running.noted:  # a task that tells faster than is stored fills no memory
+                running.noted = True
+                self.reports.post(note)
 
-            self.reports.post(note)
+        def note() -> None:
+            running.noted = False
+            while running.notes:
+                what, value = running.notes.popleft()
+                if running in self.running:
+                    self.reports.note(job, what, value)
 
         return context.TaskContext(job.id, job.attempts + 1, job.run, say)
 

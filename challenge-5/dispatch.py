@@ -1,10 +1,14 @@
 """From the ready queues to the backends: the most urgent first, as long as there is room."""
 
+from errors import ResultExpired, ResultTooLarge, SchedulerError
 from lifecycle import Lifecycle
+from payloads import INPUT_BYTES
 from ready_queue import ReadyQueue
 from records import Job
 from residents import LOADED_TOGETHER, Residents
 from tasks import QUEUED, RUNNING
+
+READ_TOGETHER = 16  # results of parents, so that too many are not all in memory
 
 
 def dispatch(lifecycle: Lifecycle) -> None:
@@ -19,10 +23,11 @@ def dispatch(lifecycle: Lifecycle) -> None:
         while (seq := queue.peek()) is not None:
             job = residents.by_seq.get(seq) or _load_next(residents, queue, seq)
             if job.parents and job.parent_data is None:
-                missing = _gather(lifecycle, job)
-                if missing is not None:
+                try:
+                    job.parent_data = job.positionally, _gather(lifecycle, job)
+                except SchedulerError as error:
                     queue.pop()
-                    lifecycle.expired_parent(job, missing)
+                    lifecycle.cannot_run(job, error)
                     continue
             if not backend.place(job):
                 break
@@ -38,8 +43,8 @@ def _load_next(residents: Residents, queue: ReadyQueue, seq: int) -> Job:
     return residents.by_seq[seq]
 
 
-def _gather(lifecycle: Lifecycle, job: Job) -> str | None:
-    """Put the results of the parents beside the call; the parent whose result is gone, or None."""
+def _gather(lifecycle: Lifecycle, job: Job) -> list[tuple[str, bytes]]:
+    """The results of the parents, by id, in order; raises if one is gone or all are too many."""
     residents, store, fresh = lifecycle.residents, lifecycle.store, lifecycle.batch.results
     absent = [parent for parent in job.parents if parent not in residents.by_id]
     kept = store.known(absent) if absent else {}
@@ -47,12 +52,22 @@ def _gather(lifecycle: Lifecycle, job: Job) -> str | None:
         parent: kept[parent][0] if parent in kept else residents.by_id[parent].seq
         for parent in job.parents
     }
-    stored = store.results([seq for seq in numbers.values() if seq not in fresh])
-    data: list[tuple[str, bytes]] = []
-    for parent, seq in numbers.items():
-        value = fresh[seq][0] if seq in fresh else stored.get(seq)
-        if value is None:
-            return parent
-        data.append((parent, value))
-    job.parent_data = (job.positionally, data)
-    return None
+    found: list[tuple[str, bytes]] = []
+    size = 0
+    for start in range(0, len(job.parents), READ_TOGETHER):
+        part = job.parents[start : start + READ_TOGETHER]
+        wanted = [numbers[parent] for parent in part if numbers[parent] not in fresh]
+        stored = store.results(wanted) if wanted else {}
+        for parent in part:
+            seq = numbers[parent]
+            value = fresh[seq][0] if seq in fresh else stored.get(seq)
+            if value is None:
+                raise ResultExpired(f"The result of the parent {parent!r} is not kept any more.")
+            size += len(value)
+            if size > INPUT_BYTES:
+                raise ResultTooLarge(
+                    f"The parents returned more than {INPUT_BYTES:,} bytes together. Write large "
+                    "output to files and return their paths."
+                )
+            found.append((parent, value))
+    return found

@@ -121,7 +121,7 @@ class Engine:
         self._published = dict(self.lifecycle.counts)
         self._refused: str | None = None  # why the store cannot be written now
         self._refused_since = 0.0
-        self._commit_at = 0.0
+        self._commit_at: float = 0.0
         self._tidy_at = 0.0 if result_ttl is not None else inf
         self._selector = selectors.DefaultSelector()
         self._stopping = False
@@ -386,6 +386,10 @@ class Engine:
         self.post(watch)
         self._inbox.refuse_if_unread()
 
+    def unwatch(self, handle: TaskHandle) -> None:
+        """Nobody waits at this handle any more."""
+        self.post(lambda: self.lifecycle.unwatch(handle))
+
     def check_may_wait(self) -> None:
         """Raise if the calling thread is the engine's: it would wait for itself."""
         if threading.current_thread() is self._inbox.thread:
@@ -395,7 +399,7 @@ class Engine:
         """Call what somebody has attached; its failure is logged, and is its own."""
         try:
             callback(handle)
-        except BaseException:  # noqa: BLE001  (also SystemExit: it would end the engine)
+        except BaseException:
             log.exception("callback_failed", task=handle.id)
 
     # --- the end ---

@@ -152,7 +152,19 @@ class TaskHandle:
         elif self._cold:
             self._engine.watch(self)
 
+    def _drop(self, callback: "Callable[[TaskHandle], None]") -> None:
+        """Nobody waits there any more: many short waits for a long task leave nothing behind."""
+        assert self._callbacks is not None
+        with suppress(ValueError):  # it is being called now
+            self._callbacks.remove(callback)
+        if self._cold and not self._callbacks:
+            self._engine.unwatch(self)
+
     # --- the engine's side ---
+
+    def awaited(self) -> bool:
+        """Is somebody to be told when it ends?"""
+        return bool(self._callbacks)
 
     def resolve(self, outcome: Outcome) -> None:
         """It has ended, and that is stored."""
@@ -164,7 +176,7 @@ class TaskHandle:
     def forget(self) -> bool:
         """The engine drops its job from memory; True if somebody is waiting nevertheless."""
         self._cold = True
-        return bool(self._callbacks)
+        return self.awaited()
 
     def _call_back(self) -> None:
         # Both sides come here after they did their part; `pop` gives each callback to one of them.
@@ -183,8 +195,13 @@ class TaskHandle:
             self._engine.check_may_wait()
             lock = threading.Lock()
             lock.acquire()
-            self.add_done_callback(lambda _: lock.release())
+
+            def callback(_: TaskHandle) -> None:
+                lock.release()
+
+            self.add_done_callback(callback)
             if not lock.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
+                self._drop(callback)
                 raise TimeoutError(f"Task {self.id!r} has not ended within {timeout} s.")
         outcome = self._outcome
         assert outcome is not None
@@ -204,7 +221,11 @@ class TaskHandle:
                     loop.call_soon_threadsafe(wake)
 
             self.add_done_callback(callback)
-            await ended
+            try:
+                await ended
+            except asyncio.CancelledError:
+                self._drop(callback)
+                raise
         outcome = self._outcome
         assert outcome is not None
         return outcome

@@ -202,6 +202,7 @@ class SQLiteStore:
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._reading = threading.Lock()
+        self._files: dict[Path, tuple[int, int]] = {}  # that are to stay where they are
 
     # --- the engine's thread ---
 
@@ -211,7 +212,7 @@ class SQLiteStore:
         try:
             with _private_files():
                 self._writer = self._connect()
-            return self._recover(self._writer)
+            recovered = self._recover(self._writer)
         except sqlite3.Error as error:
             self.close()
             raise StoreUnavailable(
@@ -221,6 +222,10 @@ class SQLiteStore:
         except BaseException:
             self.close()
             raise
+        if self.lasting:
+            files = (self.path, Path(f"{self.path}-wal"))
+            self._files = {each: _identity(each) for each in files}
+        return recovered
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -261,6 +266,7 @@ class SQLiteStore:
 
     def commit(self, batch: Batch) -> None:
         connection = self._open_writer()
+        self._check_files()
         connection.execute("BEGIN IMMEDIATE")
         try:
             self._write(connection, batch)
@@ -270,6 +276,15 @@ class SQLiteStore:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
             raise
+
+    def _check_files(self) -> None:
+        """SQLite goes on writing to files that were removed, where the next start finds nothing."""
+        for path, identity in self._files.items():
+            if _identity(path) != identity:
+                raise StoreUnavailable(
+                    f"The file {path.name} was removed or replaced while it was in use. Put it "
+                    "back, or restart with a new one."
+                )
 
     def _write(self, connection: sqlite3.Connection, batch: Batch) -> None:
         if batch.tasks:
@@ -530,6 +545,14 @@ def reader(path: Path) -> sqlite3.Connection:
         raise StoreUnavailable(f"{path} cannot be read as a database of tasks: {error}.") from error
     connection.row_factory = sqlite3.Row
     return connection
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        found = os.stat(path)  # noqa: PTH116  (at every commit: this is the quick way)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
 
 
 @contextmanager

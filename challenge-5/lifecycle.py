@@ -1,8 +1,8 @@
 """The life of a task: the only code that changes a state, and what every change drags along.
 
-`_move` is the one way from state to state: checked against the table, counted, and an event row. All
-else here decides which move it is: an end spreads to children, a failure may be retried, a crash is
-counted. Nothing is written here; the engine commits `batch` and then lets the world see it.
+`_move` is the one way from state to state: checked against the table, counted, and an event row.
+All else here decides which move it is: an end spreads to children, a failure may be retried, a
+crash is counted. Nothing is written here: the engine commits `batch`, then the world sees it.
 """
 
 import json
@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from backends import ExecutorBackend
-from errors import ResultExpired
+from errors import SchedulerError
 from graph import Graph
 from handles import Outcome, TaskHandle
 from journal import Store
@@ -69,7 +69,7 @@ class Lifecycle:
         self.batch = Batch()  # what this turn has decided
         self.over: list[Job] = []  # ended in it
         self.resolved: list[tuple[TaskHandle, Outcome]] = []  # to be told after the commit
-        self._watchers: dict[int, list[TaskHandle]] = {}
+        self._watchers: dict[str, list[TaskHandle]] = {}  # by id
 
     # --- transitions ---
 
@@ -169,11 +169,11 @@ class Lifecycle:
         self._move(child, end, reason)
         self._tell(child)
 
-    def expired_parent(self, job: Job, parent: str) -> None:
-        """A parent completed, and its result is gone: the task cannot run."""
-        error = ResultExpired(f"The result of the parent {parent!r} is not kept any more.")
+    def cannot_run(self, job: Job, error: SchedulerError) -> None:
+        """Its parents completed, and their results cannot be passed: it fails when it starts."""
         self._move(job, RUNNING, None)
-        self._end(job, FAILED, str(error), {"type": "ResultExpired", "message": str(error)})
+        description = {"type": type(error).__name__, "message": str(error)}
+        self._end(job, FAILED, str(error), description)
 
     def cancel(self, job: Job) -> bool:
         """End it whatever it does; true exactly when it ends cancelled."""
@@ -300,20 +300,28 @@ class Lifecycle:
         if job is None:
             known = self.store.known([handle.id]).get(handle.id)
             if known is not None and known[1] in LIVE:  # it need not be loaded for that
-                self._watchers.setdefault(known[0], []).append(handle)
+                self._watchers.setdefault(handle.id, []).append(handle)
                 return
             job = self.residents.named(handle.id)
         if job.state in LIVE:
-            self._watchers.setdefault(job.seq, []).append(handle)
+            self._watchers.setdefault(handle.id, []).append(handle)
             return
         fresh = self.batch.results.get(job.seq)
         value = fresh[0] if fresh else self.store.results([job.seq]).get(job.seq)
         self.resolved.append((handle, _outcome(job, value)))
 
+    def unwatch(self, handle: TaskHandle) -> None:
+        """Forget a handle where nobody waits any more."""
+        if handle.awaited():  # somebody does again
+            return
+        left = [each for each in self._watchers.pop(handle.id, ()) if each is not handle]
+        if left:
+            self._watchers[handle.id] = left
+
     def forgotten(self, job: Job) -> None:
         """It leaves memory; whoever waits for it is remembered by its number."""
         if job.handle is not None and job.handle.forget():
-            self._watchers.setdefault(job.seq, []).append(job.handle)
+            self._watchers.setdefault(job.id, []).append(job.handle)
 
     def waiting_handles(self) -> list[TaskHandle]:
         """All whose tasks have not ended."""
@@ -324,7 +332,7 @@ class Lifecycle:
         """It has ended: whoever waits is told after the commit."""
         job.place = job.parent_data = job.live = None
         self.over.append(job)
-        watchers = self._watchers.pop(job.seq, None) if self._watchers else None
+        watchers = self._watchers.pop(job.id, None) if self._watchers else None
         if job.handle is None and watchers is None:
             return
         fresh = self.batch.results.get(job.seq)

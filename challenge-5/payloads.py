@@ -29,6 +29,7 @@ NONE = pickle.dumps(None, PROTOCOL)
 NO_ARGUMENTS = b""
 TRACEBACK_CHARACTERS = 8_000
 MESSAGE_CHARACTERS = 2_000
+INPUT_BYTES = 256 * 1024 * 1024  # of arguments, and of parents' results together
 
 _by_name: dict[Callable[..., Any], bytes] = {}  # functions of modules: they live anyway
 
@@ -82,7 +83,9 @@ def dump_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
     if not args and not kwargs:
         return NO_ARGUMENTS
     try:
-        return dump((tuple(args), kwargs))
+        data = dump((tuple(args), kwargs))
+        if len(data) <= INPUT_BYTES:
+            return data
     except Exception as error:
         for place, value in [*enumerate(args), *kwargs.items()]:
             try:
@@ -94,6 +97,10 @@ def dump_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
                     f"{cause}. Nothing was submitted."
                 ) from cause
         raise NotSerializable(f"The arguments cannot be sent to a process: {error}.") from error
+    raise NotSerializable(
+        f"The arguments have {len(data):,} bytes; {INPUT_BYTES:,} are allowed. Write large input "
+        "to a file and pass its path."
+    )
 
 
 def load_call(
@@ -136,16 +143,23 @@ def _replace(value: Any, results: dict[str, Any]) -> Any:
     return value
 
 
+_CONTAINERS = frozenset({list, tuple, set, dict})
+
+
 def placeholders(value: Any) -> list[str]:
     """Ids of the `Result`s in args or kwargs, in plain containers too."""
-    kind = type(value)
-    if kind is Result:
-        return [value.parent_id]
-    if kind in (list, tuple, set):
-        return [found for each in value for found in placeholders(each)]
-    if kind is dict:
-        return [found for each in value.values() for found in placeholders(each)]
-    return []
+    found: list[str] = []
+    seen: set[int] = set()  # a container may hold itself
+    stack = [value]
+    while stack:
+        value = stack.pop()
+        kind = type(value)
+        if kind is Result:
+            found.append(value.parent_id)
+        elif kind in _CONTAINERS and value and id(value) not in seen:
+            seen.add(id(value))
+            stack += reversed(list(value.values() if kind is dict else value))
+    return found
 
 
 def takes_positionals(func: Callable[..., Any]) -> bool:

@@ -15,11 +15,15 @@ from math import ceil, inf
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from typing import Any
 
+import structlog
+
 from backends import Place, Reports
 from launchers import Launcher, launcher
 from records import Job
 from slots import DONE, GIVEN_BACK, NOTE, RECORD, SETTLE_SECONDS, Record, Slot
 from worker import LENGTH, READ_BYTES, WAKE
+
+log = structlog.stdlib.get_logger("scheduler")
 
 BUDGET_SECONDS = 0.005  # of expected work that a worker may have, beyond a single task
 MOST_LEASES = 512
@@ -27,6 +31,7 @@ WEIGHT = 0.2  # of the newest duration in the mean
 KNOWN_NAMES = 10_000
 RESPAWN_SECONDS = 0.05  # doubled for each worker in a row that died before it was ready
 LONGEST_RESPAWN_SECONDS = 5.0
+FRAME_BYTES = 1024 * 1024  # of calls that are sent together; a single one may be larger
 OVERHEAD_SECONDS = 8e-6  # of a worker per task
 
 
@@ -44,6 +49,7 @@ class _Worker:
         self.expected = 0.0
         self.next_index = 1
         self.outgoing: list[Any] = []
+        self.outgoing_bytes = 0
         self.unsent = bytearray()
         self.received = bytearray()
         self.settles_at = inf  # when a revoke can be read back
@@ -54,7 +60,13 @@ class _Worker:
 
     @property
     def takes_work(self) -> bool:
-        return self.ready and not self.retiring and not self.killed and self.settles_at == inf
+        return (
+            self.ready
+            and not self.retiring
+            and not self.killed
+            and self.settles_at == inf
+            and self.channel is not None
+        )
 
 
 class ProcessBackend:
@@ -84,7 +96,8 @@ class ProcessBackend:
         self.reports = reports
         self.selector = selector
         self._start_launcher()
-        self._grow()
+        for _ in range(self.number):
+            self._launch()
 
     def expects(self, waiting: int) -> None:
         able = [worker for worker in self.workers.values() if worker.takes_work]
@@ -94,6 +107,9 @@ class ProcessBackend:
 
     def place(self, job: Job) -> bool:
         mean = self.means.get(job.name)
+        size = len(job.args)
+        if job.parent_data is not None:
+            size += sum(len(data) for _, data in job.parent_data[1])
         candidates = self._candidates
         while candidates:
             worker = candidates[-1]
@@ -102,6 +118,7 @@ class ProcessBackend:
                 mean is not None
                 and worker.expected + mean <= BUDGET_SECONDS
                 and len(leases) < MOST_LEASES
+                and worker.outgoing_bytes + len(worker.unsent) + size <= FRAME_BYTES
             ):
                 break
             candidates.pop()
@@ -118,6 +135,7 @@ class ProcessBackend:
         worker.outgoing.append(
             (index, job.fn, job.args, job.parent_data, job.id, job.attempts + 1, job.run)
         )
+        worker.outgoing_bytes += size
         self._touched.add(worker)
         if len(worker.outgoing) >= self._share:
             candidates.pop()
@@ -130,6 +148,7 @@ class ProcessBackend:
         for worker in self._touched:
             frame = pickle.dumps(worker.outgoing, 5)
             worker.outgoing.clear()
+            worker.outgoing_bytes = 0
             self._send(worker, LENGTH.pack(len(frame)), frame)
             # Nothing can be late or stalled before this; then the slot tells what really runs.
             shortest = min(
@@ -173,9 +192,8 @@ class ProcessBackend:
 
     def scale(self, number: int) -> None:
         self.number = number
-        if self._launcher is not None:
-            self._grow()
-            self._shrink()
+        self._grow()
+        self._shrink()
 
     def slots(self) -> int:
         return self.number
@@ -236,8 +254,20 @@ class ProcessBackend:
             ):
                 worker.retiring = False
                 staying.append(worker)
-        for _ in range(self.number - len(staying)):
-            self._launch()
+        try:
+            if self._launcher is None:
+                self._start_launcher()
+            for _ in range(self.number - len(staying)):
+                self._launch()
+        except OSError as error:  # no descriptors, memory or processes left: they come back
+            log.warning("worker_not_started", error=str(error))
+            self._grow_later()
+
+    def _grow_later(self) -> None:
+        """Not at once: no storm of starts that fail."""
+        self._unready_deaths += 1
+        wait = min(RESPAWN_SECONDS * 2 ** min(self._unready_deaths, 10), LONGEST_RESPAWN_SECONDS)
+        self._respawn_at = min(self._respawn_at, time.monotonic() + wait)
 
     def _launch(self) -> None:
         assert self._launcher is not None
@@ -283,7 +313,9 @@ class ProcessBackend:
         assert self._launcher is not None
         self.selector.unregister(self._launcher.fileno())
         self._launcher.close()
-        self._start_launcher()
+        self._launcher = None
+        if not any(worker.ready for worker in self.workers.values()):
+            self._grow_later()
         for worker in list(self.workers.values()):
             self._died(worker, "its parent process was killed")
 
@@ -309,9 +341,7 @@ class ProcessBackend:
             self._unready_deaths = 0
             self._grow()
             return
-        self._unready_deaths += 1  # no storm of starts that fail
-        wait = min(RESPAWN_SECONDS * 2**self._unready_deaths, LONGEST_RESPAWN_SECONDS)
-        self._respawn_at = min(self._respawn_at, time.monotonic() + wait)
+        self._grow_later()
 
     # --- what they say ---
 
@@ -332,8 +362,8 @@ class ProcessBackend:
                 data = b""
             if not data:
                 self._hang_up(worker)
-                assert self._launcher is not None
-                self._launcher.hung_up(worker.number)
+                if self._launcher is not None:
+                    self._launcher.hung_up(worker.number)
                 break
             if not worker.ready:
                 worker.ready = True
@@ -419,7 +449,7 @@ class ProcessBackend:
         """Is what it runs over its time, or keeping what is behind it too long?"""
         self._take_records(worker)
         worker.check_at = inf
-        if not worker.leases or worker.channel is None:
+        if not worker.leases:
             return
         index, started = worker.slot.running()
         job = worker.leases.get(index)

@@ -67,6 +67,7 @@ from processes import ProcessBackend
 from records import LOOP, PROCESS, THREAD, Job
 from registry import Registry, registry, task
 from tasks import (
+    LONGEST_SECONDS,
     TERMINAL,
     Kind,
     Result,
@@ -84,7 +85,6 @@ LOOP_TASKS = 1_000  # coroutines at a time
 MOST_WORKERS = 512
 RESULT_BYTES = 16 * 1024 * 1024
 RESULT_SECONDS = 7 * 86_400.0
-LONGEST_SECONDS = 10 * 365 * 86_400.0  # of a timeout or a delay
 LATEST_MOMENT = 250_000_000_000.0  # the year 9892: later ones have no date
 ID_CHARACTERS = 200
 NAME_CHARACTERS = 200
@@ -540,7 +540,7 @@ def _seconds(name: str, value: float | None, least: float = 1e-9) -> float | Non
         raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}.")
     if not least <= value <= LONGEST_SECONDS:
         raise ValueError(
-            f"{name} is a positive number of seconds, at most {LONGEST_SECONDS:,.0f}, not {value!r}."
+            f"{name} is a positive number of seconds up to {LONGEST_SECONDS:,.0f}, not {value!r}."
         )
     return float(value)
 

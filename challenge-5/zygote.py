@@ -69,7 +69,13 @@ class Zygote:
             return False
         order = json.loads(data)
         if "fork" in order:
-            self.fork(order, *fds)
+            try:
+                self.fork(order, *fds)
+            except (OSError, TypeError):  # no memory or no process left; descriptors got lost
+                self.tell({"died": order["fork"], "status": 1})
+            finally:
+                for fd in fds:
+                    os.close(fd)
         else:
             for pid, number in self.workers.items():
                 if number == order["kill"]:
@@ -82,8 +88,6 @@ class Zygote:
             self.become_worker(order, channel, memory)
         with suppress(OSError):  # both sides set it: whoever comes first
             os.setpgid(pid, pid)
-        os.close(channel)
-        os.close(memory)
         self.workers[pid] = order["fork"]
         self.tell({"born": order["fork"], "pid": pid})
 
