@@ -15,7 +15,7 @@ import selectors
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from math import inf
 from typing import Any, TypeVar
@@ -295,8 +295,19 @@ class Engine:
 
     def cancel(self, task_id: str) -> bool:
         """Cancel it, from any thread; true exactly when it ends cancelled."""
-        lifecycle = self.lifecycle
-        return self.ask(lambda: lifecycle.cancel(lifecycle.residents.named(task_id)))
+        return self.ask(lambda: self.lifecycle.cancel(self.lifecycle.residents.named(task_id)))
+
+    def cancel_waiting(self, ids: Iterable[str]) -> None:
+        """Cancel those of these that have not begun, from any thread, in one commit."""
+
+        def cancel() -> None:
+            for task_id in ids:
+                with suppress(UnknownTask):
+                    job = self.lifecycle.residents.named(task_id)
+                    if job.state in (PENDING, QUEUED, RETRYING):
+                        self.lifecycle.cancel(job)
+
+        self.ask(cancel)
 
     def _handle_of(self, task_id: str, existed: bool) -> TaskHandle:
         return TaskHandle(self, task_id, cold=existed, existed=existed)
@@ -415,7 +426,8 @@ class Engine:
             return
         if cancel_pending:
             with suppress(SchedulerError):
-                self.ask(self._cancel_all)
+                ids = self.ask(lambda: {*self.store.unfinished(), *self.lifecycle.residents.by_id})
+                self.cancel_waiting(ids)
         if wait and self.dispatching:
             drained: Reply[bool] = Reply()
             self.post(lambda: self._drain(drained))
@@ -426,14 +438,6 @@ class Engine:
         thread.join()
         self._inbox.refuse_if_unread()
         self._resolve()
-
-    def _cancel_all(self) -> None:
-        """Cancel what has not begun."""
-        residents = self.lifecycle.residents
-        for task_id in {*self.store.unfinished(), *residents.by_id}:
-            job = residents.named(task_id)
-            if job.state in (PENDING, QUEUED, RETRYING):
-                self.lifecycle.cancel(job)
 
     def _drain(self, reply: Reply[bool]) -> None:
         if self._stopping:

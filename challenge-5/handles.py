@@ -119,12 +119,6 @@ class TaskHandle:
         assert self._outcome is not None
         return self._outcome
 
-    def pending(self) -> bool:
-        """Not ended and not begun, as far as is committed."""
-        return not self.done() and self.status() in (
-            TaskState.PENDING, TaskState.QUEUED, TaskState.RETRYING
-        )  # fmt: skip
-
     def outcome(self, timeout: float | None = None) -> TaskResult:
         """Wait for how it ended, without raising."""
         return self._result_of(self._wait(timeout))

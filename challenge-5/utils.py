@@ -325,7 +325,7 @@ class TaskScheduler:
 
     def as_executor(self, **options: Any) -> SchedulerExecutor:
         """A `concurrent.futures.Executor`; options are those of a Task, such as priority."""
-        return SchedulerExecutor(self, owns=False, options=options)
+        return SchedulerExecutor(self, options)
 
     # --- asking and changing ---
 
