@@ -27,17 +27,23 @@ from records import Job
 class Reports(Protocol):
     """What a backend tells the engine, in the engine's thread (`post`: from any)."""
 
-    def ended(self, job: Job, ok: bool, started: float, elapsed: float, payload: bytes) -> None: ...
+    def ended(self, job: Job, ok: bool, started: float, elapsed: float, payload: bytes) -> None:
+        """A run of the job is over, with its result or its error as bytes."""
 
-    def given_back(self, job: Job, reason: str) -> None: ...
+    def given_back(self, job: Job, reason: str) -> None:
+        """It was placed, and has not begun."""
 
-    def crashed(self, job: Job, detail: str) -> None: ...
+    def crashed(self, job: Job, detail: str) -> None:
+        """Its worker died while it ran there."""
 
-    def timed_out(self, job: Job) -> None: ...
+    def timed_out(self, job: Job) -> None:
+        """It has run longer than it may; the engine abandons it then."""
 
-    def note(self, job: Job, what: str, value: Any) -> None: ...
+    def note(self, job: Job, what: str, value: Any) -> None:
+        """It tells of its progress, or a line to keep."""
 
-    def post(self, call: Callable[[], None]) -> None: ...
+    def post(self, call: Callable[[], None]) -> None:
+        """Have it called in the engine's thread; from any."""
 
 
 @dataclass
@@ -219,7 +225,7 @@ def _call_of(job: Job) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, A
         if job.parent_data is not None:
             args, kwargs = fill_in(args, kwargs, job.parent_data)
         return function, args, kwargs
-    function = pickle.loads(job.fn)
+    function = pickle.loads(job.fn)  # noqa: S301  (packed here, kept in our file)
     args, kwargs = load_call(job.args, job.parent_data)
     return function, args, kwargs
 
@@ -235,6 +241,7 @@ class ThreadBackend(_Local):
         self._threads = 0  # that take work
 
     def flush(self) -> None:
+        """Start as many threads as there is work for, up to the number, and feed them."""
         while self._threads < min(self.number, len(self.running)):
             self._threads += 1
             threading.Thread(target=self._work, name="scheduler-io", daemon=True).start()
@@ -243,12 +250,14 @@ class ThreadBackend(_Local):
         self.placed.clear()
 
     def let_go(self, running: _Running) -> None:
+        """Its thread ends when the call does, and takes no more work."""
         if running in self.placed:
             self.placed.remove(running)
         else:
             self._threads -= 1  # its thread ends when the call does
 
     def close(self) -> None:
+        """Let idle threads end; what runs is left to itself."""
         for _ in range(self._threads):
             self._queue.put(None)
 
@@ -282,6 +291,7 @@ class LoopBackend(_Local):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def flush(self) -> None:
+        """Begin what was placed; the loop is started by the first coroutine."""
         if not self.placed:
             return
         if self._loop is None:
@@ -293,12 +303,14 @@ class LoopBackend(_Local):
         self.placed = []
 
     def let_go(self, running: _Running) -> None:
+        """Cancel the coroutine; one that swallows that goes on, and nobody hears of it."""
         if running in self.placed:
             self.placed.remove(running)
         elif self._loop is not None:
             self._loop.call_soon_threadsafe(self._cancel, running)
 
     def close(self) -> None:
+        """Stop the loop; its thread cancels what runs."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
 

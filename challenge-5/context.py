@@ -29,6 +29,7 @@ class TaskContext:
 
     @property
     def idempotency_token(self) -> str:
+        """The same in every attempt of a run; another one after `retry_task`."""
         return f"{self.id}/{self.run}"
 
     def progress(self, fraction: float, text: str = "") -> None:

@@ -230,7 +230,7 @@ class TaskHandle:
             raise error
         if self._value is _NOT_LOADED:
             assert outcome.value is not None
-            self._value = pickle.loads(outcome.value)
+            self._value = pickle.loads(outcome.value)  # noqa: S301  (of our own worker)
         return self._value
 
     def _result_of(self, outcome: Outcome) -> TaskResult:

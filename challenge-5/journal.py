@@ -207,6 +207,7 @@ class SQLiteStore:
     # --- the engine's thread ---
 
     def open(self) -> Recovered:
+        """Lock the file, lay out a new one, and read what is unfinished."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._holder = Holder(self.path)
         try:
@@ -265,6 +266,7 @@ class SQLiteStore:
         return Recovered(last + 1, _count(connection), live, edges)
 
     def commit(self, batch: Batch) -> None:
+        """One transaction; also refused when the file is not where it was."""
         connection = self._open_writer()
         self._check_files()
         connection.execute("BEGIN IMMEDIATE")
@@ -314,6 +316,7 @@ class SQLiteStore:
                 )  # fmt: skip
 
     def load(self, seqs: Sequence[int]) -> list[Job]:
+        """One query for the tasks and one for their parents."""
         connection = self._open_writer()
         marks = ", ".join("?" * len(seqs))
         columns = ", ".join(f"task.{name}" for name in TASK_COLUMNS)
@@ -330,6 +333,7 @@ class SQLiteStore:
         return [_job_of(row, parents.get(row[0], ())) for row in rows]
 
     def known(self, ids: Sequence[str]) -> dict[str, tuple[int, str, bytes | None]]:
+        """By the index of ids, 500 at a time."""
         connection = self._open_writer()
         found = {}
         for part in _parts(ids, 500):
@@ -341,6 +345,7 @@ class SQLiteStore:
         return found
 
     def with_key(self, key: str) -> tuple[str, bytes | None] | None:
+        """By the partial index of keys."""
         row = (
             self._open_writer()
             .execute("SELECT id, digest FROM task WHERE idem_key = ?", (key,))
@@ -349,6 +354,7 @@ class SQLiteStore:
         return None if row is None else (row[0], row[1])
 
     def results(self, seqs: Sequence[int]) -> dict[int, bytes]:
+        """By number, 500 at a time."""
         connection = self._open_writer()
         found: dict[int, bytes] = {}
         for part in _parts(seqs, 500):
@@ -359,10 +365,12 @@ class SQLiteStore:
         return found
 
     def unfinished(self) -> list[str]:
+        """By a look at the whole table."""
         rows = self._open_writer().execute(f"SELECT id FROM task WHERE state IN {_LIVE}")
         return [task_id for (task_id,) in rows]
 
     def cleanup(self, before: float, states: Sequence[str], limit: int) -> dict[str, int]:
+        """One transaction; the pages are used again."""
         connection = self._open_writer()
         marks = ", ".join("?" * len(states))
         rows = connection.execute(
@@ -390,6 +398,7 @@ class SQLiteStore:
         return counts
 
     def expire(self, now: float) -> int:
+        """By the partial index of the times they expire."""
         return (
             self._open_writer()
             .execute(
@@ -401,6 +410,7 @@ class SQLiteStore:
         )
 
     def close(self) -> None:
+        """A private file is removed, with what lies beside it."""
         with self._reading:
             if self._reader is not None:
                 self._reader.close()
@@ -425,6 +435,7 @@ class SQLiteStore:
     # --- any thread ---
 
     def find(self, task_id: str) -> dict[str, Any] | None:
+        """By the connection for reading."""
         with self._read() as connection:
             row = connection.execute("SELECT * FROM task WHERE id = ?", (task_id,)).fetchone()
             if row is None:
@@ -436,6 +447,7 @@ class SQLiteStore:
             return {**row, "dependencies": [parent for (parent,) in map(tuple, parents)]}
 
     def page(self, wanted: Filter) -> list[dict[str, Any]]:
+        """Key-set paging by number; a filter by state or text reads the table."""
         clauses, values = ["1"], list[Any]()
         if wanted.states:
             clauses.append(f"state IN ({', '.join('?' * len(wanted.states))})")
@@ -461,11 +473,13 @@ class SQLiteStore:
             return [dict(row) for row in rows]
 
     def result(self, seq: int) -> bytes | None:
+        """By number."""
         with self._read() as connection:
             row = connection.execute("SELECT value FROM result WHERE seq = ?", (seq,)).fetchone()
             return None if row is None else bytes(row[0])
 
     def events(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """By number, joined with the tasks that are still there."""
         with self._read() as connection:
             return [
                 dict(row)
@@ -476,6 +490,7 @@ class SQLiteStore:
             ]  # fmt: skip
 
     def history(self, seq: int) -> list[dict[str, Any]]:
+        """By the index of events."""
         with self._read() as connection:
             return [
                 dict(row)
@@ -485,10 +500,12 @@ class SQLiteStore:
             ]
 
     def last_event(self) -> int:
+        """The highest number given so far."""
         with self._read() as connection:
             return int(connection.execute("SELECT coalesce(max(eid), 0) FROM event").fetchone()[0])
 
     def notes(self, seq: int) -> list[dict[str, Any]]:
+        """In the order they were told."""
         with self._read() as connection:
             return [
                 dict(row)
@@ -498,6 +515,7 @@ class SQLiteStore:
             ]
 
     def graph(self, seq: int, limit: int) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+        """By recursion in both directions, each bounded."""
         with self._read() as connection:
             connected = (
                 "WITH RECURSIVE up(seq) AS (SELECT ?1 UNION SELECT dep.parent FROM dep JOIN up "
@@ -518,6 +536,7 @@ class SQLiteStore:
             return [dict(node) for node in nodes], [(a, b) for a, b in map(tuple, edges)]
 
     def counts(self) -> dict[str, int]:
+        """By a look at the whole table."""
         with self._read() as connection:
             return _count(connection)
 

@@ -243,7 +243,7 @@ class Lifecycle:
             self.batch.results[job.seq] = (payload, self._expiry())
             self._end(job, COMPLETED, None, None, job.started + elapsed)
             return
-        type_name, message, text, travelled = pickle.loads(payload)
+        type_name, message, text, travelled = pickle.loads(payload)  # noqa: S301  (of our own worker)
         error = {"type": type_name, "message": message, "traceback": text}
         reason = f"{type_name}: {message}"[:REASON_CHARACTERS]
         if job.retry is not None and job.attempts < job.retry.max_attempts:

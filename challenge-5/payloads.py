@@ -108,7 +108,7 @@ def load_call(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The args and kwargs of a call, with the results of its parents in their places."""
     if arguments:
-        args, kwargs = pickle.loads(arguments)
+        args, kwargs = pickle.loads(arguments)  # noqa: S301  (packed by `dump_arguments`)
     else:
         args, kwargs = (), {}
     if parents:
@@ -125,8 +125,8 @@ def fill_in(
     """Parents' results positionally, or where `Result(id)` stands."""
     positionally, results = parents
     if positionally:
-        return tuple(pickle.loads(data) for _, data in results), {}
-    values = {parent: pickle.loads(data) for parent, data in results}
+        return tuple(pickle.loads(data) for _, data in results), {}  # noqa: S301  (of our own workers)
+    values = {parent: pickle.loads(data) for parent, data in results}  # noqa: S301  (of our own workers)
     return tuple(_replace(each, values) for each in args), {
         name: _replace(each, values) for name, each in kwargs.items()
     }
@@ -223,7 +223,8 @@ def dump_error(error: BaseException) -> bytes:
         message = "(its message cannot be shown)"
     try:
         travelling: bytes | None = dump(error)
-        pickle.loads(travelling or b"")  # an __init__ with other arguments shows only here
+        # An __init__ with other arguments shows only here.
+        pickle.loads(travelling or b"")  # noqa: S301  (dumped by the line above)
     except Exception:  # noqa: BLE001  (somebody else's __reduce__ or __init__)
         travelling = None
     parts = (type(error).__name__, printable(message), printable(text), travelling)
@@ -236,7 +237,7 @@ def load_error(description: dict[str, Any], travelled: bytes | None) -> BaseExce
     error: BaseException | None = None
     if travelled is not None:
         try:
-            error = pickle.loads(travelled)
+            error = pickle.loads(travelled)  # noqa: S301  (of our own worker)
         except Exception:  # noqa: BLE001  (a class that is not importable here)
             error = None
     if error is None:

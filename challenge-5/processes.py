@@ -93,6 +93,7 @@ class ProcessBackend:
     # --- contract: see ExecutorBackend ---
 
     def start(self, reports: Reports, selector: BaseSelector) -> None:
+        """Start the launcher and the workers; what fails here fails the start."""
         self.reports = reports
         self.selector = selector
         self._start_launcher()
@@ -100,12 +101,14 @@ class ProcessBackend:
             self._launch()
 
     def expects(self, waiting: int) -> None:
+        """Sort the workers that take work, so that the idlest is asked first."""
         able = [worker for worker in self.workers.values() if worker.takes_work]
         able.sort(key=lambda worker: worker.expected, reverse=True)
         self._candidates = able
         self._share = max(1, ceil(waiting / len(able))) if able else 1
 
     def place(self, job: Job) -> bool:
+        """To the idlest worker within its budget of expected time and of bytes."""
         mean = self.means.get(job.name)
         size = len(job.args)
         if job.parent_data is not None:
@@ -142,6 +145,7 @@ class ProcessBackend:
         return True
 
     def flush(self) -> None:
+        """One frame for each worker that was given something."""
         if not self._touched:
             return
         now = time.monotonic()
@@ -160,10 +164,12 @@ class ProcessBackend:
         self._touched.clear()
 
     def catch_up(self, job: Job) -> None:
+        """Read what its worker has finished."""
         worker: _Worker = job.place
         self._take_records(worker)
 
     def abandon(self, job: Job) -> None:
+        """Take it back, or kill its worker once it is clear that it runs."""
         worker: _Worker = job.place
         if worker.leases.get(job.index) is not job:
             return
@@ -175,12 +181,14 @@ class ProcessBackend:
         self._forget(worker, job.index, job)
 
     def next_check(self) -> float:
+        """The nearest moment of any worker, or of the next start."""
         nearest = self._respawn_at
         for worker in self.workers.values():
             nearest = min(nearest, worker.check_at, worker.settles_at)
         return nearest
 
     def check(self, now: float) -> None:
+        """Settle what was revoked, look at who is late, start who is missing."""
         if now >= self._respawn_at:
             self._respawn_at = inf
             self._grow()
@@ -191,14 +199,17 @@ class ProcessBackend:
                 self._look(worker, now)
 
     def scale(self, number: int) -> None:
+        """Grow at once; shrink by letting workers run dry."""
         self.number = number
         self._grow()
         self._shrink()
 
     def slots(self) -> int:
+        """The number asked for, whatever drains or starts."""
         return self.number
 
     def places(self) -> list[Place]:
+        """Each worker, with what its slot says it runs."""
         found = []
         now = time.monotonic()
         for worker in self.workers.values():
@@ -227,6 +238,7 @@ class ProcessBackend:
         return self.busy + running
 
     def close(self) -> None:
+        """Hang up on all; the launcher ends them."""
         self._closed = True
         for worker in list(self.workers.values()):
             self._hang_up(worker)

@@ -36,7 +36,7 @@ def status_of(store: Store, row: dict[str, Any]) -> dict[str, Any]:
         "attempts": row["attempts"],
         "crashes": row["crashes"],
         "run": row["run"] + 1,
-        "result": None if data is None else pickle.loads(data),
+        "result": None if data is None else pickle.loads(data),  # noqa: S301  (of our own worker)
         "error": None if error is None else f"{error['type']}: {error['message']}",
         "progress": None if progress is None else progress[0],
         "created": row["created"],
@@ -52,7 +52,7 @@ def status_of(store: Store, row: dict[str, Any]) -> dict[str, Any]:
 def shown(data: bytes) -> Any:
     """A result as JSON can have it; what JSON does not know is shown as text."""
     try:
-        return _plain(pickle.loads(data), DEEPEST)
+        return _plain(pickle.loads(data), DEEPEST)  # noqa: S301  (of our own worker)
     except Exception as error:  # noqa: BLE001  (unpickling runs code of others)
         return f"(cannot be shown: {type(error).__name__})"
 

@@ -44,6 +44,7 @@ class Zygote:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
 
     def serve(self) -> None:
+        """Obey and bury until the scheduler goes, then kill what is left."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.control, selectors.EVENT_READ)
             selector.register(self.woken, selectors.EVENT_READ)
@@ -83,6 +84,7 @@ class Zygote:
         return True
 
     def fork(self, order: dict[str, Any], channel: int, memory: int) -> None:
+        """Fork a worker; in the child this never returns."""
         pid = os.fork()
         if pid == 0:
             self.become_worker(order, channel, memory)
@@ -92,6 +94,7 @@ class Zygote:
         self.tell({"born": order["fork"], "pid": pid})
 
     def become_worker(self, order: dict[str, Any], channel: int, memory: int) -> None:
+        """Be a worker in a group of its own, which dies with the zygote."""
         code = 1
         try:
             os.setpgid(0, 0)
@@ -145,6 +148,7 @@ class Zygote:
                 process.kill()
 
     def tell(self, message: dict[str, Any]) -> None:
+        """Send a message to the scheduler."""
         with suppress(OSError):  # the scheduler has gone: the next look at the channel shows it
             self.control.send(json.dumps(message).encode())
 
