@@ -6,8 +6,7 @@ import pickle
 import threading
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import errors
 from errors import DependencyFailed, ResultExpired, SchedulerError
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from engine import Engine
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a run of a task ended; what it returned or raised is still bytes."""
 
     state: str

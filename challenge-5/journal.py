@@ -158,8 +158,8 @@ class _Rows:
 
     SIZES = (64, 16, 4, 1)
 
-    def __init__(self, before: str, width: int, after: str = "") -> None:
-        one = "(" + ", ".join("?" * width) + ")"
+    def __init__(self, before: str, width: int, after: str = "", zeros: int = 0) -> None:
+        one = "(" + ", ".join("?" * width + "0" * zeros) + ")"
         self._texts = {n: f"{before} {', '.join([one] * n)} {after}" for n in self.SIZES}
 
     def write(self, connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> int:
@@ -176,6 +176,13 @@ class _Rows:
 
 
 _INSERT_TASK = _Rows("INSERT INTO task VALUES", len(TASK_COLUMNS))
+# Most tasks are plain, and each value that need not be bound saves a tenth of a microsecond.
+_INSERT_PLAIN_TASK = _Rows(
+    "INSERT INTO task (seq, id, name, kind, priority, state, created, since, timeout, run, "
+    "attempts, crashes, positionally) VALUES",
+    9,
+    zeros=4,
+)
 _INSERT_CALL = _Rows("INSERT INTO call VALUES", 3)
 _INSERT_DEP = _Rows("INSERT INTO dep VALUES", 3)
 _INSERT_RESULT = _Rows("INSERT OR REPLACE INTO result VALUES", 3)
@@ -186,6 +193,12 @@ _UPDATE_TASK = _Rows(
     + ", ".join(f"{name} = new.column{n}" for n, name in enumerate(CHANGING, 3))
     + " FROM (VALUES",
     len(CHANGING) + 2,
+    ") AS new WHERE task.seq = new.column1 AND task.state = new.column2",
+)
+_UPDATE_PLAIN_TASK = _Rows(
+    "UPDATE task SET state = new.column3, since = new.column4, started = new.column5, "
+    "finished = new.column6, attempts = new.column7, error = NULL FROM (VALUES",
+    7,
     ") AS new WHERE task.seq = new.column1 AND task.state = new.column2",
 )
 
@@ -290,13 +303,22 @@ class SQLiteStore:
 
     def _write(self, connection: sqlite3.Connection, batch: Batch) -> None:
         if batch.tasks:
-            _INSERT_TASK.write(connection, [_task_row(job) for job in batch.tasks])
+            plain = [job for job in batch.tasks if _is_plain(job) and _is_new(job)]
+            _INSERT_PLAIN_TASK.write(connection, [_plain_task_row(job) for job in plain])
+            if len(plain) < len(batch.tasks):
+                rest = [job for job in batch.tasks if not (_is_plain(job) and _is_new(job))]
+                _INSERT_TASK.write(connection, [_task_row(job) for job in rest])
             _INSERT_CALL.write(connection, [(job.seq, job.fn, job.args) for job in batch.tasks])
         if batch.edges:
             _INSERT_DEP.write(connection, batch.edges)
         if batch.changed:
-            rows = [_change_row(job) for job in batch.changed.values()]
-            if _UPDATE_TASK.write(connection, rows) != len(rows):
+            jobs = batch.changed.values()
+            plain = [job for job in jobs if _is_plain(job)]
+            changed = _UPDATE_PLAIN_TASK.write(connection, [_plain_row(job) for job in plain])
+            if len(plain) < len(jobs):
+                rest = [job for job in jobs if not _is_plain(job)]
+                changed += _UPDATE_TASK.write(connection, [_change_row(job) for job in rest])
+            if changed != len(jobs):
                 raise StoreUnavailable(
                     "The stored tasks are not in the states they were left in: somebody else "
                     "has written to the database."
@@ -592,6 +614,36 @@ def _count(connection: sqlite3.Connection) -> dict[str, int]:
 def _parts(values: Sequence[Any], size: int) -> Iterable[list[Any]]:
     for start in range(0, len(values), size):
         yield list(values[start : start + size])
+
+
+def _is_plain(job: Job) -> bool:
+    """Has nothing happened to it but one run that did not fail?"""
+    return (
+        job.error is None
+        and job.retry is None
+        and job.run_at is None
+        and job.progress is None
+        and not job.crashes
+        and not job.run
+    )
+
+
+def _is_new(job: Job) -> bool:
+    """Is there nothing to be stored of it but what every task has?"""
+    return job.digest is None and job.started is None and not job.positionally
+
+
+def _plain_task_row(job: Job) -> tuple[Any, ...]:
+    return (
+        job.seq, job.id, job.name, job.kind, job.priority, job.state, job.created, job.since,
+        job.timeout,
+    )  # fmt: skip
+
+
+def _plain_row(job: Job) -> tuple[Any, ...]:
+    return (
+        job.seq, job.stored, job.state, job.since, job.started, job.finished, job.attempts,
+    )  # fmt: skip
 
 
 def _task_row(job: Job) -> tuple[Any, ...]:

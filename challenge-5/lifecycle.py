@@ -241,7 +241,12 @@ class Lifecycle:
         self.meter.waits.append(max(0.0, job.started - job.queued))
         if ok:
             self.batch.results[job.seq] = (payload, self._expiry())
-            self._end(job, COMPLETED, None, None, job.started + elapsed)
+            job.error = None
+            job.finished = job.started + elapsed
+            self._move(job, COMPLETED, None)
+            self._tell(job)
+            if self.graph.has_children(job.seq):
+                self.spread(job)
             return
         type_name, message, text, travelled = pickle.loads(payload)  # noqa: S301  (of our own worker)
         error = {"type": type_name, "message": message, "traceback": text}

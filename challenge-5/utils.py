@@ -420,7 +420,7 @@ class TaskScheduler:
         self, func: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Job:
         """The short way for a plain function, which most calls are."""
-        if isinstance(func, str) or any(placeholders(each) for each in (args, kwargs)):
+        if isinstance(func, str) or ((args or kwargs) and placeholders((args, kwargs))):
             return self._job_of(Task(func=func, args=args, kwargs=kwargs))
         registered = self._registry.of(func)
         if registered is not None:
