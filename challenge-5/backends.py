@@ -23,6 +23,8 @@ from journal import KEPT_LINES
 from payloads import dump_error, dump_result, fill_in, load_call
 from records import Job
 
+LOOP_SECONDS = 1.0  # in which an event loop obeys, or is given up
+
 
 class Reports(Protocol):
     """What a backend tells the engine, in the engine's thread (`post`: from any)."""
@@ -112,6 +114,7 @@ class _Running:
     notes: deque[tuple[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
     noted: bool = False  # the engine was told that there are some
     task: "asyncio.Task[None] | None" = None
+    loop: asyncio.AbstractEventLoop | None = None
     pid: int = field(default_factory=os.getpid)
 
 
@@ -282,13 +285,18 @@ class ThreadBackend(_Local):
 
 
 class LoopBackend(_Local):
-    """An event loop in a thread of its own, for coroutine functions."""
+    """An event loop in a thread of its own, for coroutine functions.
+
+    One that blocks instead of awaiting holds up all others. When it is to be ended and the loop
+    does not answer, the loop is abandoned like a thread: another takes what had not begun.
+    """
 
     kind = "async"
 
     def __init__(self, number: int, result_limit: int) -> None:
         super().__init__(number, result_limit)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._answer_by = inf  # when the loop has to have obeyed
 
     def flush(self) -> None:
         """Begin what was placed; the loop is started by the first coroutine."""
@@ -299,6 +307,8 @@ class LoopBackend(_Local):
             threading.Thread(
                 target=self._serve, args=(self._loop,), name="scheduler-async", daemon=True
             ).start()
+        for running in self.placed:
+            running.loop = self._loop
         self._loop.call_soon_threadsafe(self._begin, self.placed)
         self.placed = []
 
@@ -306,8 +316,25 @@ class LoopBackend(_Local):
         """Cancel the coroutine; one that swallows that goes on, and nobody hears of it."""
         if running in self.placed:
             self.placed.remove(running)
-        elif self._loop is not None:
+        elif self._loop is not None and running.loop is self._loop:
             self._loop.call_soon_threadsafe(self._cancel, running)
+            self._answer_by = min(self._answer_by, time.monotonic() + LOOP_SECONDS)
+
+    def next_check(self) -> float:
+        """The nearest deadline of a task, or of an answer of the loop."""
+        return min(super().next_check(), self._answer_by)
+
+    def check(self, now: float) -> None:
+        """Time out what is late; abandon a loop that does not answer."""
+        super().check(now)
+        if now >= self._answer_by and self._loop is not None:
+            self._answer_by = inf
+            stuck, self._loop = self._loop, None
+            stuck.call_soon_threadsafe(stuck.stop)
+            for running in [r for r in self.running if r.loop is stuck and r.task is None]:
+                running.abandoned = True  # it must not begin there any more
+                self.running.discard(running)
+                self.reports.given_back(running.job, "the event loop was blocked")
 
     def close(self) -> None:
         """Stop the loop; its thread cancels what runs."""
@@ -325,16 +352,18 @@ class LoopBackend(_Local):
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
-    @staticmethod
-    def _cancel(running: _Running) -> None:
+    def _cancel(self, running: _Running) -> None:
         if running.task is not None:
             running.task.cancel()
+        self.reports.post(self._answered)
+
+    def _answered(self) -> None:
+        self._answer_by = inf
 
     def _begin(self, started: list[_Running]) -> None:
-        assert self._loop is not None
         for running in started:
             if not running.abandoned:
-                running.task = self._loop.create_task(self._run(running))
+                running.task = asyncio.get_running_loop().create_task(self._run(running))
 
     async def _run(self, running: _Running) -> None:
         started = running.started = time.monotonic()
