@@ -41,6 +41,7 @@ BEHIND_SECONDS = 0.02  # durability "off": the commit comes at most so much late
 BEHIND_EVENTS = 4_000
 COMMIT_RETRY_SECONDS = 0.5  # while the database refuses
 GIVE_UP_SECONDS = 10.0  # of refusals, before a shutdown waits no longer for tasks to finish
+TURN_MESSAGES = 5_000  # so that what runs out of time is looked at also under a flood of submits
 TIDY_SECONDS = 60.0  # between looks for results that have expired
 CLOCK_SECONDS = 1.0  # between looks at the wall clock, which may jump, while tasks wait for it
 CLEANED_TOGETHER = 2_000
@@ -176,7 +177,7 @@ class Engine:
 
     def _read_inbox(self) -> None:
         messages, admission = self._inbox.messages, self._admission
-        for _ in range(len(messages)):
+        for _ in range(min(len(messages), TURN_MESSAGES)):
             message = messages.popleft()
             if type(message) is Job:
                 admission.enter(message, {})

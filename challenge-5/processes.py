@@ -326,12 +326,27 @@ class ProcessBackend:
         self.selector.unregister(self._launcher.fileno())
         self._launcher.close()
         self._launcher = None
-        if not any(worker.ready for worker in self.workers.values()):
-            self._grow_later()
-        for worker in list(self.workers.values()):
-            self._died(worker, "its parent process was killed")
+        workers = list(self.workers.values())
+        for worker in workers:
+            self._bury(worker, "its parent process was killed")
+        self._replace(any(worker.ready for worker in workers))
 
     def _died(self, worker: _Worker, how: str) -> None:
+        self._bury(worker, how)
+        self._replace(worker.ready)
+
+    def _replace(self, was_ready: bool) -> None:
+        """Start others: at once, or later if what died had not got ready."""
+        if self._closed:
+            return
+        if was_ready:
+            self._unready_deaths = 0
+            self._grow()
+        else:
+            self._grow_later()
+
+    def _bury(self, worker: _Worker, how: str) -> None:
+        """What it was running is to blame for its death; the rest is given back."""
         self._receive(worker)
         self._take_records(worker)
         self._hang_up(worker)
@@ -346,14 +361,7 @@ class ProcessBackend:
             else:
                 self.reports.given_back(job, "worker died")
         worker.leases.clear()
-        if self._closed:
-            return
         self.deaths += not worker.retiring
-        if worker.ready:
-            self._unready_deaths = 0
-            self._grow()
-            return
-        self._grow_later()
 
     # --- what they say ---
 

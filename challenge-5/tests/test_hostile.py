@@ -470,3 +470,132 @@ class TestSlots:
 
         assert [worker.claim(n, 6.0) for n in range(2, 9)] == [False] * 5 + [True, True]
         assert engine.running() == (8, 6.0)
+
+
+def fail_then_die_then_succeed(path: str) -> int:
+    """The first run raises, the second ends its process, the third returns."""
+    runs = len(samples.append(path, "x") and Path(path).read_text().splitlines())
+    if runs == 1:
+        raise ValueError("first")
+    if runs == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return runs
+
+
+class TestRaces:
+    def test_a_timeout_at_the_moment_of_completion_has_one_outcome(
+        self, make_scheduler: Callable[..., Any]
+    ) -> None:
+        from utils import Task
+
+        scheduler = make_scheduler(num_workers=2).run()
+        handles = [
+            scheduler.submit(Task(func=samples.nap, args=(0.01,), timeout=0.01 + n % 10 / 5_000))
+            for n in range(150)
+        ]
+        outcomes = [handle.outcome(30) for handle in handles]
+
+        for outcome in outcomes:
+            row = scheduler.store.find(outcome.id)
+            assert row["state"] == outcome.status
+            assert (scheduler.store.result(row["seq"]) is not None) == (outcome.output == 0.01)
+            ends = [e for e in scheduler.store.history(row["seq"]) if e["to_state"] not in
+                    ("queued", "running")]  # fmt: skip
+            assert [e["to_state"] for e in ends] == [outcome.status]
+        assert "timed_out" in {outcome.status for outcome in outcomes}
+
+    def test_failures_and_crashes_have_budgets_of_their_own(
+        self, make_scheduler: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        from utils import RetryPolicy, Task
+
+        scheduler = make_scheduler(max_crashes=2).run()
+        retry = RetryPolicy(max_attempts=2, base=0)
+        task = Task(func=fail_then_die_then_succeed, args=(str(tmp_path / "runs"),), retry=retry)
+        handle = scheduler.submit(task)
+
+        assert handle.result(30) == 3
+        status = scheduler.get_task_status(handle.id)
+        assert (status["attempts"], status["crashes"]) == (2, 1)
+
+    def test_a_key_from_many_threads_is_one_task(self, scheduler: Any) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        from utils import Task
+
+        def submit(_: int) -> str:
+            task = Task(func=samples.add, args=(1, 2), idempotency_key="k")
+            return str(scheduler.submit(task).id)
+
+        with ThreadPoolExecutor(16) as pool:
+            ids = set(pool.map(submit, range(200)))
+
+        assert len(ids) == 1
+        assert scheduler.handle(*ids).result(10) == 3
+        assert scheduler.get_statistics()["total"] == 1
+
+    @pytest.mark.parametrize("wait", [True, False])
+    def test_submits_during_a_shutdown_are_taken_or_refused_and_never_hang(
+        self, make_scheduler: Callable[..., Any], wait: bool
+    ) -> None:
+        from utils import SchedulerClosed, SchedulerFull, Task
+
+        scheduler = make_scheduler(max_tasks=300).run()
+        taken: list[Any] = []
+        refused: list[Exception] = []
+        begun = threading.Barrier(9)
+
+        def submit(number: int) -> None:
+            begun.wait()
+            while True:
+                try:
+                    if number % 2:
+                        taken.append(scheduler.submit_call(samples.echo, (1,), block=True))
+                    else:
+                        taken.extend(scheduler.submit_many([Task(func=samples.echo, args=(1,))]))
+                except SchedulerFull:
+                    time.sleep(0.001)
+                except SchedulerClosed as error:
+                    refused.append(error)
+                    return
+
+        threads = [threading.Thread(target=submit, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        begun.wait()
+        scheduler.submit(samples.noop).result(20)
+        scheduler.shutdown(wait=wait)
+        for thread in threads:
+            thread.join(30)
+
+        assert len(refused) == 8
+        for handle in taken:
+            error = handle.exception(5)
+            assert error is None if wait else error is None or isinstance(error, SchedulerClosed)
+
+    def test_the_guard_may_be_killed_at_any_moment(
+        self, make_scheduler: Callable[..., Any], soon: Any
+    ) -> None:
+        import random
+
+        import psutil
+
+        scheduler = make_scheduler(max_tasks=30_000, max_crashes=50).run()
+        chance = random.Random(5)
+        handles = [scheduler.submit(samples.echo, n) for n in range(2_000)]
+        killed = 0
+        while killed < 5:
+            first = len(handles)
+            handles += [scheduler.submit(samples.echo, n) for n in range(first, first + 50)]
+            guards = [
+                process for process in psutil.Process().children()
+                if any("zygote.py" in part for part in process.cmdline())
+            ]  # fmt: skip
+            for guard in guards:
+                guard.kill()
+                killed += 1
+            time.sleep(chance.uniform(0, 0.1))  # the random moment is what is tested
+
+        assert [handle.result(60) for handle in handles] == list(range(len(handles)))
+        assert {handle.outcome(0).attempts for handle in handles} == {1}
+        soon(lambda: len(scheduler.get_statistics()["workers"]) == 2)
