@@ -210,6 +210,53 @@ def test_what_cannot_travel_back_is_the_error_of_its_future_only(executor: Any, 
     assert executor.submit(samples.echo, 3).result(10) == 3
 
 
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [("crash", "WorkerCrashed"), ("exit", "SystemExit"), ("raise", "OSError")],
+)
+def test_what_happens_while_arguments_are_unpickled_is_the_error_of_that_future_only(
+    executor: Any, what: str, error: str
+) -> None:
+    others = [executor.submit(samples.echo, n) for n in range(20)]
+    bad = executor.submit(samples.echo, samples.Acts(what))
+
+    assert type(bad.exception(20)).__name__ == error
+    assert [future.result(20) for future in others] == list(range(20))
+    assert executor.submit(samples.echo, 5).result(10) == 5
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [("crash", "WorkerCrashed"), ("exit", "SystemExit"), ("raise", "ResultNotSerializable")],
+)
+def test_what_happens_while_a_result_is_pickled_is_the_error_of_that_future_only(
+    executor: Any, what: str, error: str
+) -> None:
+    bad = executor.submit(samples.return_acting, what)
+    others = [executor.submit(samples.echo, n) for n in range(20)]
+
+    assert type(bad.exception(20)).__name__ == error
+    assert [future.result(20) for future in others] == list(range(20))
+
+
+def test_a_shutdown_waits_for_calls_that_cannot_be_unpickled(
+    make_scheduler: Callable[..., Any],
+) -> None:
+    scheduler = make_scheduler().run()
+    with scheduler.as_executor() as executor:
+        futures = [executor.submit(samples.echo, samples.Acts("raise")) for _ in range(5)]
+
+    assert [type(future.exception(0)) for future in futures] == [OSError] * 5
+
+
+def test_a_future_cannot_be_set_from_outside_once_it_is_done(executor: Any) -> None:
+    future = executor.submit(samples.echo, 1)
+    future.result(10)
+    with pytest.raises(concurrent.futures.InvalidStateError):
+        future.set_result(2)
+    assert future.result(0) == 1
+
+
 def test_large_arguments_do_not_block_while_a_worker_dies(executor: Any) -> None:
     large = bytes(2_000_000)
     futures = [executor.submit(len, large) for _ in range(10)]

@@ -1,5 +1,6 @@
 """What tasks, callers and disks may do to the scheduler, and what it does not do then: end."""
 
+import itertools
 import os
 import resource
 import signal
@@ -16,6 +17,12 @@ import samples
 
 pytestmark = pytest.mark.integration
 SURROGATE = "file-\udcff.txt"  # as file names come that are not UTF-8
+
+
+def parent_of(pid: int) -> int:
+    import psutil
+
+    return int(psutil.Process(pid).ppid())
 
 
 def works(scheduler: Any) -> bool:
@@ -406,6 +413,31 @@ class TestSystem:
                 os.close(descriptor)
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
+        assert works(scheduler)
+
+    def test_workers_that_cannot_start_are_tried_again_later_and_later(
+        self, make_scheduler: Callable[..., Any], monkeypatch: Any, tmp_path: Path, soon: Any
+    ) -> None:
+        import launchers
+
+        scheduler = make_scheduler(num_workers=1).run()
+        folder = launchers.FOLDER
+        starts: list[float] = []
+        original = launchers.ZygoteLauncher.__init__
+
+        def count(self: Any) -> None:
+            starts.append(time.monotonic())
+            original(self)
+
+        pid = scheduler.submit(samples.pid).result(10)
+        monkeypatch.setattr(launchers.ZygoteLauncher, "__init__", count)
+        monkeypatch.setattr(launchers, "FOLDER", tmp_path)  # there is no zygote.py
+        os.kill(parent_of(pid), signal.SIGKILL)
+        soon(lambda: len(starts) >= 4)
+        waits = [after - before for before, after in itertools.pairwise(starts)]
+        monkeypatch.setattr(launchers, "FOLDER", folder)
+
+        assert all(wait >= least for wait, least in zip(waits, (0.1, 0.2, 0.4), strict=False))
         assert works(scheduler)
 
     def test_a_refused_batch_gives_its_room_back_also_when_nobody_waits_any_more(
