@@ -374,6 +374,40 @@ class TestSystem:
         for handle in spins:
             assert handle.cancel()
 
+    def test_a_full_disk_refuses_loses_nothing_and_it_goes_on_when_there_is_room(
+        self, make_scheduler: Callable[..., Any], soon: Any
+    ) -> None:
+        from utils import StoreUnavailable, Task
+
+        scheduler = make_scheduler(max_tasks=10_000).run()
+        assert works(scheduler)
+
+        def limit(pages: int) -> None:  # SQLite answers as on a full disk
+            scheduler.engine.ask(
+                lambda: scheduler.store._writer.execute(f"PRAGMA max_page_count = {pages}")
+            )
+
+        limit(60)
+        accepted: list[str] = []
+        refused: list[str] = []
+        for number in range(200):
+            task = Task(f"t{number}", samples.sized, (10_000,))
+            try:
+                scheduler.submit_many([task])
+                accepted.append(task.id or "")
+            except StoreUnavailable as error:
+                refused.append(str(error))
+        assert "full" in refused[0]
+        assert not scheduler.engine.works()
+        assert scheduler.get_task_status(accepted[0])["id"] == accepted[0]  # reading goes on
+        limit(1_000_000)
+        soon(scheduler.engine.works)
+
+        assert [len(scheduler.handle(each).result(20)) for each in accepted] == (
+            [10_000] * len(accepted)
+        )
+        assert works(scheduler)
+
     def test_a_shutdown_does_not_wait_for_ever_for_a_store_that_takes_nothing(
         self, make_scheduler: Callable[..., Any], monkeypatch: Any
     ) -> None:
