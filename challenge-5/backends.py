@@ -279,7 +279,7 @@ class ThreadBackend(_Local):
             payload = dump_result(function(*args, **kwargs), self.result_limit)
             ok = True
         except BaseException as error:  # noqa: BLE001  (SystemExit of a task is its failure)
-            ok, payload = False, dump_error(error)
+            ok, payload = False, dump_error(error, self.result_limit)
         elapsed = time.monotonic() - started
         self.reports.post(lambda: self._report(running, ok, started, elapsed, payload))
 
@@ -376,6 +376,6 @@ class LoopBackend(_Local):
             payload = dump_result(value, self.result_limit)
             ok = True
         except BaseException as error:  # noqa: BLE001  (a cancelled or exiting task has failed)
-            ok, payload = False, dump_error(error)
+            ok, payload = False, dump_error(error, self.result_limit)
         elapsed = time.monotonic() - started
         self.reports.post(lambda: self._report(running, ok, started, elapsed, payload))

@@ -88,6 +88,11 @@ class TaskHandle:
         state = self._outcome.state if self._outcome else "unfinished"
         return f"<TaskHandle {self.id} {state}>"
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A TaskHandle stays in its process; Result(handle.id) passes what the task returns"
+        )
+
     def done(self) -> bool:
         """Has it ended? Never waits."""
         if self._outcome is None and self._cold:

@@ -214,7 +214,7 @@ def dump_result(value: Any, limit: int) -> bytes:
     return data
 
 
-def dump_error(error: BaseException) -> bytes:
+def dump_error(error: BaseException, limit: int) -> bytes:
     """Type, message, traceback text, and the exception itself if it survives the journey."""
     text = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
     try:
@@ -225,6 +225,8 @@ def dump_error(error: BaseException) -> bytes:
         travelling: bytes | None = dump(error)
         # An __init__ with other arguments shows only here.
         pickle.loads(travelling or b"")  # noqa: S301  (dumped by the line above)
+        if travelling is not None and len(travelling) > limit:
+            travelling = None
     except Exception:  # noqa: BLE001  (somebody else's __reduce__ or __init__)
         travelling = None
     parts = (type(error).__name__, printable(message), printable(text), travelling)

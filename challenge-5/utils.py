@@ -124,9 +124,11 @@ class TaskScheduler:
         clock: Callable[[], float] = time.time,
         random: Random | None = None,
     ) -> None:
-        workers = _count("num_workers", num_workers or os.cpu_count() or 1, num_workers)
-        _count("thread_workers", thread_workers, thread_workers)
-        _count("max_crashes", max_crashes, max_crashes)
+        workers = os.cpu_count() or 1
+        if num_workers is not None:
+            workers = _count("num_workers", num_workers)
+        _count("thread_workers", thread_workers)
+        _count("max_crashes", max_crashes)
         if max_tasks < 1:
             raise ValueError(f"max_tasks is at least 1, not {max_tasks}.")
         if durability not in ("full", "normal", "off"):
@@ -224,8 +226,8 @@ class TaskScheduler:
         if isinstance(task, Task):
             if args or kwargs:
                 raise TypeError("A Task carries its own args and kwargs.")
-            return self._submit(task)
-        return self._submit_one(self._job_of_call(task, args, kwargs), False, None)
+            return self._enter(self._job_of(task))
+        return self._enter(self._job_of_call(task, args, kwargs))
 
     def submit_call(
         self,
@@ -239,7 +241,7 @@ class TaskScheduler:
     ) -> TaskHandle:
         """Submit a function, its arguments apart; with `block`, wait while the queue is full."""
         task = Task(func=func, args=tuple(args), kwargs=kwargs or {}, **options)
-        return self._submit(task, block, timeout_to_enter)
+        return self._enter(self._job_of(task), block, timeout_to_enter)
 
     def submit_many(self, tasks: Iterable[Task]) -> list[TaskHandle]:
         """Submit all or none, parents in any order; returns when they are committed."""
@@ -359,7 +361,7 @@ class TaskScheduler:
 
     def scale_workers(self, number: int) -> None:
         """Have so many processes: more at once, fewer as they finish what they run."""
-        _count("The number of workers", number, number)
+        _count("The number of workers", number)
         self._ensure_started()
         self._engine.ask(lambda: self._engine.scale(PROCESS, number))
 
@@ -369,6 +371,8 @@ class TaskScheduler:
         Parents of unfinished tasks stay.
         """
         self._ensure_started()
+        if not older_than >= 0:
+            raise ValueError(f"older_than is a number of seconds from 0, not {older_than!r}.")
         chosen = [str(TaskState(state)) for state in states]
         if not set(chosen) <= TERMINAL:
             raise ValueError(f"Only tasks that have ended can be deleted: {sorted(TERMINAL)}.")
@@ -400,21 +404,16 @@ class TaskScheduler:
         else:
             self.initialize()
 
-    def _submit(self, task: Task, block: bool = False, timeout: float | None = None) -> TaskHandle:
-        job = self._job_of(task)
-        if job.digest is None and not job.parents:
-            return self._submit_one(job, block, timeout)
-        self._ensure_started()
-        self._engine.reserve(1, block=block, timeout=timeout)
-        (handle,) = self._engine.ask(lambda: self._engine.accept([job]), at_once=True)
-        return handle
-
-    def _submit_one(self, job: Job, block: bool, timeout: float | None) -> TaskHandle:
+    def _enter(self, job: Job, block: bool = False, timeout: float | None = None) -> TaskHandle:
+        """Hand it over; what may be refused there is waited for."""
         self._ensure_started()
         engine = self._engine
         engine.reserve(1, block=block, timeout=timeout)
-        engine.post(job)
-        return cast("TaskHandle", job.handle)
+        if job.digest is None and not job.parents:
+            engine.post(job)
+            return cast("TaskHandle", job.handle)
+        (handle,) = engine.ask(lambda: engine.accept([job]), at_once=True)
+        return handle
 
     def _job_of_call(
         self, func: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -527,9 +526,9 @@ def _end(engine: Engine, scratch: "tempfile.TemporaryDirectory[str] | None") -> 
         scratch.cleanup()
 
 
-def _count(name: str, value: int, given: int | None) -> int:
-    if given is not None and (not isinstance(given, int) or not 1 <= given <= MOST_WORKERS):
-        raise ValueError(f"{name} is from 1 to {MOST_WORKERS}, not {given!r}.")
+def _count(name: str, value: int) -> int:
+    if type(value) is not int or not 1 <= value <= MOST_WORKERS:
+        raise ValueError(f"{name} is from 1 to {MOST_WORKERS}, not {value!r}.")
     return value
 
 
@@ -577,7 +576,7 @@ def _parents(dependencies: Any, named: list[str], positionally: bool) -> tuple[s
             "give a list."
         )
     ids = [each.id if isinstance(each, TaskHandle) else each for each in dependencies]
-    for each in ids:
+    for each in [*ids, *named]:
         if not isinstance(each, str):
             raise TypeError(f"A dependency is an id or a handle, not {type(each).__name__}.")
     return tuple(dict.fromkeys([*ids, *named]))

@@ -114,7 +114,7 @@ class _Worker:
         except BaseException as error:  # noqa: BLE001  (SystemExit of a task is its failure)
             if os.getpid() != self.pid:  # a child that the task forked came out of it
                 os._exit(1)
-            kind, payload = FAILED, dump_error(error)
+            kind, payload = FAILED, dump_error(error, self.result_limit)
         if os.getpid() != self.pid:
             os._exit(0)
         now = time.monotonic()

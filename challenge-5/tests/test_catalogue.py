@@ -33,13 +33,15 @@ def data(tmp_path: Path, monkeypatch: Any) -> Path:
 
 
 @pytest.fixture
-def say(monkeypatch: Any) -> list[Any]:
+def say() -> Iterator[list[Any]]:
     """A running task's context; what it tells is kept."""
     import context
 
     told: list[Any] = []
-    context.running.set(context.TaskContext("t", 1, 0, lambda what, value: told.append(value)))
-    return told
+    task = context.TaskContext("t", 1, 0, lambda what, value: told.append(value))
+    token = context.running.set(task)
+    yield told
+    context.running.reset(token)
 
 
 class TestFiles:

@@ -63,6 +63,37 @@ class TestCallers:
         assert scheduler.store.counts() == {}
         assert works(scheduler)
 
+    def test_a_placeholder_makes_a_parent_of_any_age_and_an_unknown_one_is_refused(
+        self, scheduler: Any
+    ) -> None:
+        from utils import Result, UnknownDependency
+
+        old = scheduler.submit(samples.echo, 20)
+        assert old.result(10) == 20
+        assert scheduler.submit(samples.add, 1, Result(old.id)).result(10) == 21
+        assert scheduler.submit_call(samples.add, (1, Result(old.id))).result(10) == 21
+        with pytest.raises(UnknownDependency, match="'nobody'"):
+            scheduler.submit(samples.echo, [Result("nobody")])
+        with pytest.raises(TypeError, match="id or a handle"):
+            scheduler.submit(samples.echo, Result(5))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"Result\(handle.id\)"):
+            scheduler.submit(samples.echo, old)
+        assert works(scheduler)
+
+    @pytest.mark.parametrize("number", [0, -1, 513, "3", 2.0, True, None])
+    def test_numbers_of_workers_that_make_no_sense_change_nothing(
+        self, scheduler: Any, number: Any
+    ) -> None:
+        with pytest.raises(ValueError, match="number of workers"):
+            scheduler.scale_workers(number)
+        assert scheduler.get_statistics()["slots"]["cpu"] == 2
+        assert works(scheduler)
+
+    def test_a_cleanup_of_the_future_is_refused(self, scheduler: Any) -> None:
+        for seconds in (-1, float("nan")):
+            with pytest.raises(ValueError, match="older_than"):
+                scheduler.cleanup(seconds)
+
     def test_a_task_may_wait_longer_than_the_system_can_sleep(
         self, make_scheduler: Callable[..., Any]
     ) -> None:
@@ -273,6 +304,18 @@ class TestTasks:
             r"ValueError: file-\udcff.txt", [r"file-\udcff.txt"],
         )  # fmt: skip
         assert works(scheduler)
+
+    def test_an_exception_larger_than_a_result_may_be_arrives_as_its_text(
+        self, make_scheduler: Callable[..., Any]
+    ) -> None:
+        from utils import RemoteError
+
+        scheduler = make_scheduler(result_limit=100_000).run()
+        error = scheduler.submit(samples.boom, "x" * 200_000).exception(10)
+
+        assert isinstance(error, RemoteError)
+        assert str(error).startswith("ValueError: xxx")
+        assert len(str(error)) < 3_000
 
     def test_without_descriptors_a_task_still_completes_or_times_out(
         self, make_scheduler: Callable[..., Any]
