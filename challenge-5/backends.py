@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from queue import SimpleQueue
@@ -116,6 +117,11 @@ class _Running:
     task: "asyncio.Task[None] | None" = None
     loop: asyncio.AbstractEventLoop | None = None
     pid: int = field(default_factory=os.getpid)
+
+    def end_if_forked(self) -> None:
+        """A child that the task forked must not become a second scheduler."""
+        if os.getpid() != self.pid:
+            os._exit(0)
 
 
 @dataclass(eq=False)
@@ -280,6 +286,7 @@ class ThreadBackend(_Local):
             ok = True
         except BaseException as error:  # noqa: BLE001  (SystemExit of a task is its failure)
             ok, payload = False, dump_error(error, self.result_limit)
+        running.end_if_forked()
         elapsed = time.monotonic() - started
         self.reports.post(lambda: self._report(running, ok, started, elapsed, payload))
 
@@ -304,6 +311,7 @@ class LoopBackend(_Local):
             return
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
+            self._answer_by = inf
             threading.Thread(
                 target=self._serve, args=(self._loop,), name="scheduler-async", daemon=True
             ).start()
@@ -329,8 +337,8 @@ class LoopBackend(_Local):
         super().check(now)
         if now >= self._answer_by and self._loop is not None:
             self._answer_by = inf
-            stuck, self._loop = self._loop, None
-            stuck.call_soon_threadsafe(stuck.stop)
+            stuck = self._loop
+            self._end_loop()
             for running in [r for r in self.running if r.loop is stuck and r.task is None]:
                 running.abandoned = True  # it must not begin there any more
                 self.running.discard(running)
@@ -339,12 +347,18 @@ class LoopBackend(_Local):
     def close(self) -> None:
         """Stop the loop; its thread cancels what runs."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._end_loop()
 
-    @staticmethod
-    def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    def _end_loop(self) -> None:
+        loop, self._loop = self._loop, None
+        assert loop is not None
+        with suppress(RuntimeError):  # a task has stopped it meanwhile, and it is closed
+            loop.call_soon_threadsafe(loop.stop)
+
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
-        loop.run_forever()
+        while self._loop is loop:  # a task may stop it, too
+            loop.run_forever()
         for task in (tasks := asyncio.all_tasks(loop)):
             task.cancel()
         if tasks:  # what swallows the cancellation is left behind with the thread
@@ -377,5 +391,6 @@ class LoopBackend(_Local):
             ok = True
         except BaseException as error:  # noqa: BLE001  (a cancelled or exiting task has failed)
             ok, payload = False, dump_error(error, self.result_limit)
+        running.end_if_forked()
         elapsed = time.monotonic() - started
         self.reports.post(lambda: self._report(running, ok, started, elapsed, payload))

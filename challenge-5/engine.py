@@ -471,7 +471,10 @@ class Engine:
 
     def _release(self) -> None:
         for backend in self.backends.values():
-            backend.close()
+            try:
+                backend.close()
+            except Exception:
+                log.exception("backend_not_closed")  # whoever waits is told all the same
         self._inbox.close()
         self._selector.close()
         if self._refused is None:

@@ -317,6 +317,31 @@ class TestTasks:
         assert str(error).startswith("ValueError: xxx")
         assert len(str(error)) < 3_000
 
+    def test_a_coroutine_that_stops_its_loop_stops_nobody_else(self, scheduler: Any) -> None:
+        import asyncio
+
+        async def stop() -> int:
+            asyncio.get_running_loop().stop()
+            await asyncio.sleep(0.01)
+            return 1
+
+        async def other() -> int:
+            await asyncio.sleep(0.01)
+            return 2
+
+        handles = [scheduler.submit(each) for each in (stop, other, stop, other)]
+
+        assert [handle.result(10) for handle in handles] == [1, 2, 1, 2]
+
+    @pytest.mark.parametrize("kind", ["io", "cpu"])
+    def test_a_fork_that_returns_is_no_second_scheduler(self, scheduler: Any, kind: Any) -> None:
+        from utils import Task
+
+        handle = scheduler.submit(Task(func=samples.fork_and_return, kind=kind))
+
+        assert handle.result(20) == "parent"
+        assert works(scheduler)
+
     def test_without_descriptors_a_task_still_completes_or_times_out(
         self, make_scheduler: Callable[..., Any]
     ) -> None:
