@@ -110,7 +110,8 @@ class _Running:
     """A job in a thread or in the loop."""
 
     job: Job
-    started: float = 0.0
+    started: float = 0.0  # when it was placed, until it has begun
+    begun: bool = False
     abandoned: bool = False
     notes: deque[tuple[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
     noted: bool = False  # the engine was told that there are some
@@ -181,7 +182,10 @@ class _Local:
             if r.job.timeout is not None and r.started + r.job.timeout <= now
         ]
         for running in late:
-            self.reports.timed_out(running.job)
+            if running.begun:
+                self.reports.timed_out(running.job)
+            else:  # its thread or loop is late: its time does not count yet
+                running.started = now
 
     def scale(self, number: int) -> None:
         self.number = number
@@ -279,6 +283,7 @@ class ThreadBackend(_Local):
 
     def _run(self, running: _Running) -> None:
         started = running.started = time.monotonic()
+        running.begun = True
         context.running.set(self._context(running))
         try:
             function, args, kwargs = _call_of(running.job)
@@ -381,6 +386,7 @@ class LoopBackend(_Local):
 
     async def _run(self, running: _Running) -> None:
         started = running.started = time.monotonic()
+        running.begun = True
         context.running.set(self._context(running))
         try:
             function, args, kwargs = _call_of(running.job)
