@@ -130,6 +130,16 @@ def fork_and_return() -> str:
     return "parent"
 
 
+def close_descriptors(then: Any, marker: str | None = None) -> Any:
+    """Nothing is open any more; then it returns, or goes on for ever."""
+    os.closerange(3, 256)
+    if marker:
+        Path(marker).touch()
+    while then is None:
+        pass
+    return then
+
+
 def tell(marker: str) -> int:
     from context import current_task
 

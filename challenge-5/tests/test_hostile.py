@@ -211,14 +211,6 @@ def say_surrogates() -> None:
     raise ValueError(SURROGATE)
 
 
-def close_descriptors(then: Any) -> Any:
-    os.closerange(3, 256)
-    if then is None:
-        while True:
-            pass
-    return then
-
-
 def leave_a_thread_that_talks() -> int:
     from context import current_task
 
@@ -343,16 +335,19 @@ class TestTasks:
         assert works(scheduler)
 
     def test_without_descriptors_a_task_still_completes_or_times_out(
-        self, make_scheduler: Callable[..., Any]
+        self, make_scheduler: Callable[..., Any], tmp_path: Path
     ) -> None:
         from utils import Task
 
         scheduler = make_scheduler(num_workers=1).run()
 
-        assert scheduler.submit(close_descriptors, 7).result(10) == 7
-        stuck = scheduler.submit(Task(func=close_descriptors, args=(None,), timeout=0.1))
+        assert scheduler.submit(samples.close_descriptors, 7).result(10) == 7
+        marker = tmp_path / "closed"
+        args = (None, str(marker))
+        stuck = scheduler.submit(Task(func=samples.close_descriptors, args=args, timeout=1))
         assert stuck.outcome(10).status == "timed_out"
-        held = scheduler.submit(close_descriptors, None)
+        assert marker.exists()
+        held = scheduler.submit(samples.close_descriptors, None, str(marker))
         assert held.cancel() is True
         assert works(scheduler)
 
@@ -733,3 +728,35 @@ class TestRaces:
         assert [handle.result(60) for handle in handles] == list(range(len(handles)))
         assert {handle.outcome(0).attempts for handle in handles} == {1}
         soon(lambda: len(scheduler.get_statistics()["workers"]) == 2)
+
+    @pytest.mark.unit
+    def test_threads_of_a_task_write_their_records_one_at_a_time(self) -> None:
+        import socket
+
+        import worker
+        from slots import NOTE
+
+        inside: list[int] = []
+        most: list[int] = []
+
+        class Watched:
+            def put(self, *_: Any) -> bool:
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.005)  # as if the interpreter went to another thread here
+                inside.pop()
+                return True
+
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            serving = worker._Worker(ours, Watched(), 1_000)  # type: ignore[arg-type]
+            threads = [
+                threading.Thread(target=serving.report, args=(NOTE, n, 0.0, 0.0, b""))
+                for n in range(8)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+        assert most == [1] * 8
