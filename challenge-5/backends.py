@@ -20,9 +20,9 @@ from selectors import BaseSelector
 from typing import Any, Protocol
 
 import context
-from journal import KEPT_LINES
 from payloads import dump_error, dump_result, fill_in, load_call
 from records import Job
+from store import KEPT_LINES
 
 LOOP_SECONDS = 1.0  # in which an event loop obeys, or is given up
 

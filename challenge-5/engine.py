@@ -28,11 +28,11 @@ from dispatch import dispatch
 from errors import SchedulerClosed, SchedulerError, StoreUnavailable, UnknownTask
 from handles import Outcome, TaskHandle
 from inbox import Inbox, Reply
-from journal import Store
 from lifecycle import Lifecycle
 from measures import Figures, Meter
 from records import Batch, Job
 from recovery import recover
+from store import Store
 from tasks import PENDING, QUEUED, RETRYING, RUNNING, TaskPriority, TaskState
 
 log = structlog.stdlib.get_logger("scheduler")

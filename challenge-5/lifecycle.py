@@ -17,11 +17,11 @@ from backends import ExecutorBackend
 from errors import SchedulerError
 from graph import Graph
 from handles import Outcome, TaskHandle
-from journal import Store
 from measures import Meter
 from ready_queue import ReadyQueue
 from records import Batch, Job
 from residents import Residents
+from store import Store
 from tasks import (
     CANCELLED,
     COMPLETED,

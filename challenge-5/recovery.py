@@ -6,9 +6,9 @@ is queued again, its attempts and crashes unchanged: nothing tells who killed th
 
 from heapq import heappush
 
-from journal import Recovered
 from lifecycle import Lifecycle
 from residents import LOADED_TOGETHER
+from store import Recovered
 from tasks import LIVE, QUEUED, RETRYING, RUNNING
 
 

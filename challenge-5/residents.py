@@ -6,8 +6,8 @@ A number in a queue costs 40 bytes, a whole task two kilobytes: a million tasks 
 from collections.abc import Callable, Iterable, Sequence
 
 from errors import UnknownTask
-from journal import Store
 from records import Job
+from store import Store
 from tasks import LIVE, PENDING, QUEUED
 
 HOT_TASKS = 20_000  # whole in memory; beyond, and beyond so many bytes, only as numbers

@@ -51,7 +51,7 @@ from errors import (
 )
 from executor import SchedulerExecutor
 from handles import TaskHandle
-from journal import Durability, Filter, SQLiteStore, Store
+from journal import SQLiteStore
 from measures import Figures, percentile
 from payloads import (
     NO_ARGUMENTS,
@@ -66,6 +66,7 @@ from payloads import (
 from processes import ProcessBackend
 from records import LOOP, PROCESS, THREAD, Job
 from registry import Registry, registry, task
+from store import Durability, Filter, Store
 from tasks import (
     LONGEST_SECONDS,
     TERMINAL,

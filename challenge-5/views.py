@@ -11,9 +11,9 @@ import psutil
 from pydantic_core import to_jsonable_python
 
 from handles import error_of
-from journal import Store
 from measures import Figures, percentile
 from payloads import printable
+from store import Store
 from tasks import COMPLETED, FAILED, RUNNING, TaskPriority, TaskState
 
 DEEPEST = 100  # levels of a result that are shown
