@@ -15,7 +15,6 @@ import structlog
 from fastapi import Body, Depends, FastAPI, Header, Path, Query, Request, Response
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from pydantic import ValidationError
-from pydantic_core import to_jsonable_python
 from sse_starlette.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -45,6 +44,7 @@ from models import (
     Workers,
 )
 from settings import Settings
+from tasks import TERMINAL
 from utils import (
     CyclicDependency,
     DuplicateTask,
@@ -66,7 +66,7 @@ from utils import (
     UnknownTask,
     registry,
 )
-from views import attempts_of, duration_of, utc
+from views import attempts_of, duration_of, shown, utc
 
 __all__ = ["app", "catalogue"]
 
@@ -145,7 +145,11 @@ Running = Annotated[TaskScheduler, Depends(scheduler_of)]
 Id = Annotated[str, Path(max_length=200, examples=["example"])]
 Key = Annotated[
     str | None,
-    Header(max_length=255, description="The same key and request again: the same tasks, 200."),
+    Header(
+        min_length=1,
+        max_length=255,
+        description="The same key and request again: the same tasks, 200.",
+    ),
 ]
 
 
@@ -496,21 +500,21 @@ async def get_result(
         handle = await run_in_threadpool(scheduler.handle, id)
         await _ended(request, handle, wait)
 
-    def status() -> tuple[dict[str, Any], dict[str, Any]]:
+    def answer() -> ResultAnswer:
         row = scheduler.engine.row(id)
-        if row["state"] == TaskState.COMPLETED and scheduler.store.result(row["seq"]) is None:
-            raise web.Problem(410, "The result is not kept any more; POST …/retry runs it again.")
-        return row, scheduler.get_task_status(id)
+        found = ResultAnswer(id=id, state=row["state"], error=_error(row))
+        if row["state"] not in TERMINAL:
+            response.status_code = 202
+        elif row["state"] == TaskState.COMPLETED:
+            data = scheduler.store.result(row["seq"])
+            if data is None:
+                raise web.Problem(
+                    410, "The result is not kept any more; POST …/retry runs it again."
+                )
+            found.output = shown(data)
+        return found
 
-    row, found = await run_in_threadpool(status)
-    if found["finished"] is None:
-        response.status_code = 202
-    return ResultAnswer(
-        id=id,
-        state=found["state"],
-        output=to_jsonable_python(found["result"], fallback=repr, inf_nan_mode="strings"),
-        error=_error(row),
-    )
+    return await run_in_threadpool(answer)
 
 
 @app.get(
@@ -687,7 +691,11 @@ async def _stream(
     stopping: asyncio.Event = request.app.state.stopping
     while not stopping.is_set():
         changed = news.next()
-        found = await run_in_threadpool(scheduler.store.events, position, EVENTS_TOGETHER)
+        try:
+            found = await run_in_threadpool(scheduler.store.events, position, EVENTS_TOGETHER)
+        except StoreUnavailable as error:  # the client comes back, with its Last-Event-ID
+            log.warning("events_unavailable", error=str(error))
+            return
         for event in found:
             position = event["eid"]
             data = {

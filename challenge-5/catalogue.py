@@ -9,7 +9,11 @@ import csv
 import hashlib
 import ipaddress
 import math
+import os
+import stat
+import time
 from collections import defaultdict
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -37,15 +41,19 @@ Matrix = Annotated[
 @task(kind="io")
 def list_files(pattern: Annotated[str, Field(max_length=200)] = "**/*") -> list[str]:
     """The files of the data folder whose names fit, sorted."""
-    if ".." in Path(pattern).parts or Path(pattern).is_absolute():
+    parts = Path(pattern).parts
+    if ".." in parts or Path(pattern).is_absolute():
         raise ValueError("The pattern has to stay inside the data folder.")
+    if parts.count("**") > 1:
+        raise ValueError("The pattern may have one ** only.")
     root = _root()
-    found = sorted(
-        path.relative_to(root).as_posix() for path in root.glob(pattern) if path.is_file()
-    )
-    if len(found) > MOST_FILES:
-        raise ValueError(f"{len(found):,} files fit; at most {MOST_FILES:,} are listed.")
-    return found
+    found = []
+    for path in root.glob(pattern):
+        if path.is_file() and path.resolve().is_relative_to(root):  # a link may lead outside
+            found.append(path.relative_to(root).as_posix())
+            if len(found) > MOST_FILES:
+                raise ValueError(f"More than {MOST_FILES:,} files fit; choose a narrower pattern.")
+    return sorted(found)
 
 
 @task(kind="cpu")
@@ -53,7 +61,7 @@ def checksum_files(files: Annotated[list[Name], Field(max_length=MOST_FILES)]) -
     """SHA-256 of files in the data folder, by name; also of the list that a parent returns."""
     sums = {}
     for number, name in enumerate(files):
-        with _inside(name).open("rb") as file:
+        with _open(name) as file:
             sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
         if number % PROGRESS_EVERY == 0:
             current_task().progress(number / len(files), name)
@@ -88,20 +96,21 @@ def fetch_url(url: Annotated[str, Field(max_length=2000)]) -> dict[str, Any]:
     import httpx2
 
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.scheme not in ("http", "https") or not _is_loopback(host):
+    host = _loopback(parts.hostname or "")
+    if parts.scheme not in ("http", "https") or host is None:
         raise ValueError("Only http and https URLs of 127.0.0.0/8, ::1 or localhost are fetched.")
-    target = "127.0.0.1" if host == "localhost" else host  # a name could lead elsewhere
-    netloc = f"[{target}]" if ":" in target else target
-    address = parts._replace(netloc=f"{netloc}:{parts.port}" if parts.port else netloc)
-    size, digest = 0, hashlib.sha256()
+    address = parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host)
+    size, digest, deadline = 0, hashlib.sha256(), time.monotonic() + FETCH_SECONDS
     with httpx2.stream(
-        "GET", address.geturl(), timeout=FETCH_SECONDS, follow_redirects=False, trust_env=False
-    ) as answer:
-        for piece in answer.iter_bytes():
+        "GET", address.geturl(), timeout=FETCH_SECONDS, follow_redirects=False, trust_env=False,
+        headers={"Accept-Encoding": "identity"},
+    ) as answer:  # fmt: skip
+        for piece in answer.iter_raw():  # as sent: nothing is unpacked
             size += len(piece)
             if size > FETCHED_BYTES:
                 raise ValueError(f"The answer is larger than {FETCHED_BYTES:,} bytes.")
+            if time.monotonic() > deadline:  # a thread cannot be ended from outside
+                raise TimeoutError(f"The answer took longer than {FETCH_SECONDS:g} s.")
             digest.update(piece)
     return {"status": answer.status_code, "bytes": size, "sha256": digest.hexdigest()}
 
@@ -112,7 +121,7 @@ def aggregate_csv(
 ) -> dict[str, dict[str, float]]:
     """Count, sum, least and greatest of a column, by another; only cells that are numbers."""
     groups: dict[str, list[float]] = defaultdict(list)
-    with _inside(file).open(encoding="utf-8", newline="") as lines:
+    with TextIOWrapper(_open(file), encoding="utf-8", newline="") as lines:
         rows = csv.DictReader(lines, delimiter=delimiter)
         for column in (group_by, value):
             if column not in (rows.fieldnames or ()):
@@ -173,17 +182,33 @@ def _root() -> Path:
     return Settings().scheduler_data_dir.resolve()
 
 
-def _inside(name: str) -> Path:
-    path = (_root() / name).resolve()
-    if not path.is_relative_to(_root()) or "\0" in name:
+def _open(name: str) -> BufferedReader:
+    """A plain file of the data folder; errors name it as the caller did, never where it lies."""
+    root = _root()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
         raise ValueError(f"{name!r} lies outside of the data folder.")
-    return path
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        return ipaddress.ip_address(host).is_loopback
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"The data folder has no file {name!r}.") from None
+    except OSError as error:
+        raise OSError(f"{name!r} cannot be read: {error.strerror}.") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a pipe would never end
+        os.close(descriptor)
+        raise ValueError(f"{name!r} is not a plain file.")
+    return os.fdopen(descriptor, "rb")
+
+
+def _loopback(host: str) -> str | None:
+    """The address that a URL is to have; a name, or a zone of an address, could lead elsewhere."""
+    if host == "localhost":
+        return "127.0.0.1"
+    try:
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None
+    if not address.is_loopback or getattr(address, "scope_id", None):
+        return None
+    return f"[{address}]" if address.version == 6 else str(address)

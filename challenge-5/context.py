@@ -1,8 +1,11 @@
 """What a running task may know and say about itself: `current_task()`."""
 
+import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
+
+from payloads import printable
 
 NOTE_CHARACTERS = 2_000
 
@@ -26,15 +29,19 @@ class TaskContext:
 
     @property
     def idempotency_token(self) -> str:
+        """The same in every attempt of a run; another one after `retry_task`."""
         return f"{self.id}/{self.run}"
 
     def progress(self, fraction: float, text: str = "") -> None:
         """Say how far the task is, from 0 to 1; the last one is shown with its status."""
-        self._say("progress", [min(max(float(fraction), 0.0), 1.0), text[:NOTE_CHARACTERS]])
+        if math.isnan(fraction):
+            raise ValueError("progress() takes a fraction from 0 to 1, not NaN.")
+        part = min(max(float(fraction), 0.0), 1.0)
+        self._say("progress", [part, printable(str(text)[:NOTE_CHARACTERS])])
 
     def log(self, line: str) -> None:
         """Keep a line with the task (the last 100)."""
-        self._say("log", str(line)[:NOTE_CHARACTERS])
+        self._say("log", printable(str(line)[:NOTE_CHARACTERS]))
 
 
 running: ContextVar[TaskContext] = ContextVar("running")

@@ -7,8 +7,9 @@ from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from errors import SchedulerClosed
 from handles import TaskHandle
-from tasks import CANCELLED
+from tasks import CANCELLED, TaskState
 
 if TYPE_CHECKING:
     from utils import TaskScheduler
@@ -22,6 +23,7 @@ class TaskFuture(Future[T]):
     def __init__(self) -> None:
         super().__init__()
         self._handle: TaskHandle | None = None
+        self._settling = threading.Lock()  # taken for good by whoever settles it
 
     def cancel(self) -> bool:
         """True when the task ends cancelled, also when it was running in a process."""
@@ -29,24 +31,43 @@ class TaskFuture(Future[T]):
             return self.cancelled()
         if not self._handle.cancel():
             return False
-        super().cancel()
-        self._cancelled_now()
+        self.end_cancelled()  # the engine does it, too, but not inside of a callback
         return True
 
-    def _cancelled_now(self) -> None:
-        with suppress(Exception):
+    def running(self) -> bool:
+        """Was it handed to a worker, and has not ended?"""
+        handle = self._handle
+        return not self.done() and handle is not None and handle.status() == TaskState.RUNNING
+
+    def end_cancelled(self) -> None:
+        """Tell whoever waits, once."""
+        if self._settling.acquire(blocking=False):
+            super().cancel()
             self.set_running_or_notify_cancel()
+
+    def settle(self, handle: TaskHandle) -> None:
+        """The task has ended: so has this."""
+        outcome = handle.outcome_now()
+        if outcome.state == CANCELLED:
+            self.end_cancelled()
+        elif self._settling.acquire(blocking=False):
+            self.set_running_or_notify_cancel()
+            try:
+                value = handle.result()
+            except BaseException as error:  # noqa: BLE001  (of the task, or of its unpickling)
+                self.set_exception(error)
+            else:
+                self.set_result(value)
 
 
 class SchedulerExecutor(Executor):
     """Submits everything with the same options; a full scheduler makes `submit` wait.
 
-    Shutting it down ends this view. The scheduler goes on, unless the executor `owns` it.
+    Shutting it down ends this view; the scheduler goes on.
     """
 
-    def __init__(self, scheduler: "TaskScheduler", *, owns: bool, options: dict[str, Any]) -> None:
+    def __init__(self, scheduler: "TaskScheduler", options: dict[str, Any]) -> None:
         self._scheduler = scheduler
-        self._owns = owns
         self._options = options
         self._open: set[TaskFuture[Any]] = set()
         self._lock = threading.Lock()
@@ -95,30 +116,18 @@ class SchedulerExecutor(Executor):
             self._closed = True
             left = list(self._open)
         if cancel_futures:
-            for future in left:
-                if future._handle is not None and future._handle.pending():
-                    future.cancel()
+            with suppress(SchedulerClosed):  # that has ended them all
+                self._scheduler.engine.cancel_waiting(
+                    [future._handle.id for future in left if future._handle is not None]
+                )
         if wait:
             for future in left:
                 with suppress(BaseException):
                     future.exception()
-        if self._owns:
-            self._scheduler.shutdown(wait=wait)
 
     def _settle(self, future: "TaskFuture[Any]", handle: TaskHandle) -> None:
         self._forget(future)
-        outcome = handle.outcome_now()
-        if outcome.state == CANCELLED:
-            Future.cancel(future)
-            future._cancelled_now()
-            return
-        error = outcome.exception()
-        with suppress(Exception):  # cancelled meanwhile: that one came first
-            if future.set_running_or_notify_cancel():
-                if error is not None:
-                    future.set_exception(error)
-                else:
-                    future.set_result(handle.result())
+        future.settle(handle)
 
     def _forget(self, future: "TaskFuture[Any]") -> None:
         with self._lock:

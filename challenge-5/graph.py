@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 
 from errors import CyclicDependency
 
+SHOWN = 10  # tasks of a cycle
+
 
 class Graph:
     """Counts what each pending task still waits for: its unfinished parents, and its time."""
@@ -67,9 +69,18 @@ def check_acyclic(parents: Mapping[str, Iterable[str]]) -> None:
                 if parent in on_path:
                     cycle = [*path[path.index(parent) :], parent]
                     if len(cycle) == 2:
-                        raise CyclicDependency(f"Task {parent!r} depends on itself.")
+                        raise CyclicDependency(
+                            f"Task {parent!r} depends on itself. Nothing was submitted."
+                        )
                     raise CyclicDependency(
-                        "These tasks wait for each other: " + " -> ".join(map(repr, cycle)) + "."
+                        f"These tasks wait for each other: {_shown(cycle)}. Nothing was submitted."
                     )
                 if parent in parents and parent not in done:
                     stack.append((parent, False))
+
+
+def _shown(cycle: list[str]) -> str:
+    names = [repr(each) for each in cycle]
+    if len(names) > SHOWN:
+        names[SHOWN // 2 : -SHOWN // 2] = [f"… {len(names) - SHOWN:,} more …"]
+    return " -> ".join(names)

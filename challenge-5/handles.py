@@ -6,8 +6,7 @@ import pickle
 import threading
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import errors
 from errors import DependencyFailed, ResultExpired, SchedulerError
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from engine import Engine
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a run of a task ended; what it returned or raised is still bytes."""
 
     state: str
@@ -90,6 +88,11 @@ class TaskHandle:
         state = self._outcome.state if self._outcome else "unfinished"
         return f"<TaskHandle {self.id} {state}>"
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A TaskHandle stays in its process; Result(handle.id) passes what the task returns"
+        )
+
     def done(self) -> bool:
         """Has it ended? Never waits."""
         if self._outcome is None and self._cold:
@@ -119,12 +122,6 @@ class TaskHandle:
         assert self._outcome is not None
         return self._outcome
 
-    def pending(self) -> bool:
-        """Not ended and not begun, as far as is committed."""
-        return not self.done() and self.status() in (
-            TaskState.PENDING, TaskState.QUEUED, TaskState.RETRYING
-        )  # fmt: skip
-
     def outcome(self, timeout: float | None = None) -> TaskResult:
         """Wait for how it ended, without raising."""
         return self._result_of(self._wait(timeout))
@@ -152,7 +149,19 @@ class TaskHandle:
         elif self._cold:
             self._engine.watch(self)
 
+    def _drop(self, callback: "Callable[[TaskHandle], None]") -> None:
+        """Nobody waits there any more: many short waits for a long task leave nothing behind."""
+        assert self._callbacks is not None
+        with suppress(ValueError):  # it is being called now
+            self._callbacks.remove(callback)
+        if self._cold and not self._callbacks:
+            self._engine.unwatch(self)
+
     # --- the engine's side ---
+
+    def awaited(self) -> bool:
+        """Is somebody to be told when it ends?"""
+        return bool(self._callbacks)
 
     def resolve(self, outcome: Outcome) -> None:
         """It has ended, and that is stored."""
@@ -164,7 +173,7 @@ class TaskHandle:
     def forget(self) -> bool:
         """The engine drops its job from memory; True if somebody is waiting nevertheless."""
         self._cold = True
-        return bool(self._callbacks)
+        return self.awaited()
 
     def _call_back(self) -> None:
         # Both sides come here after they did their part; `pop` gives each callback to one of them.
@@ -183,8 +192,13 @@ class TaskHandle:
             self._engine.check_may_wait()
             lock = threading.Lock()
             lock.acquire()
-            self.add_done_callback(lambda _: lock.release())
+
+            def callback(_: TaskHandle) -> None:
+                lock.release()
+
+            self.add_done_callback(callback)
             if not lock.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
+                self._drop(callback)
                 raise TimeoutError(f"Task {self.id!r} has not ended within {timeout} s.")
         outcome = self._outcome
         assert outcome is not None
@@ -204,7 +218,11 @@ class TaskHandle:
                     loop.call_soon_threadsafe(wake)
 
             self.add_done_callback(callback)
-            await ended
+            try:
+                await ended
+            except asyncio.CancelledError:
+                self._drop(callback)
+                raise
         outcome = self._outcome
         assert outcome is not None
         return outcome
@@ -215,7 +233,7 @@ class TaskHandle:
             raise error
         if self._value is _NOT_LOADED:
             assert outcome.value is not None
-            self._value = pickle.loads(outcome.value)
+            self._value = pickle.loads(outcome.value)  # noqa: S301  (of our own worker)
         return self._value
 
     def _result_of(self, outcome: Outcome) -> TaskResult:

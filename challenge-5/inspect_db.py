@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from journal import Filter, SQLiteStore
+from journal import SQLiteStore
+from store import Filter
 from tasks import TaskPriority, TaskState
 from utils import StoreUnavailable
 from views import attempts_of, duration_of, utc

@@ -16,19 +16,18 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from errors import StoreUnavailable
 from holder import Holder
 from records import Batch, Job
+from store import KEPT_LINES, Durability, Filter, Recovered
 from tasks import LIVE, RetryPolicy
 
-Durability = Literal["full", "normal", "off"]
 SCHEMA_VERSION = 1
 CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints
-KEPT_LINES = 100  # of log per task
 TASK_COLUMNS = (
     "seq", "id", "name", "kind", "priority", "state", "created", "since", "run_at", "started",
     "finished", "timeout", "retry", "run", "attempts", "crashes", "positionally", "idem_key",
@@ -63,103 +62,13 @@ CREATE INDEX note_seq ON note (seq);
 _LIVE = "(" + ", ".join(f"'{state}'" for state in sorted(LIVE)) + ")"
 
 
-@dataclass
-class Recovered:
-    """What a store held when it was opened."""
-
-    next_seq: int = 1
-    counts: dict[str, int] = field(default_factory=dict)
-    # (seq, kind, priority, state, run_at) of everything unfinished, in order
-    live: list[tuple[int, str, int, str, float | None]] = field(default_factory=list)
-    # (child, parent, state of the parent) of everything pending
-    edges: list[tuple[int, int, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Which tasks a page shows, newest first; `before` is the last sequence number seen."""
-
-    states: Sequence[str] = ()
-    name: str | None = None
-    priority: int | None = None
-    text: str | None = None
-    before: int | None = None
-    limit: int = 50
-
-
-class Store(Protocol):
-    """What the engine needs of a place to keep tasks; the first group in its own thread."""
-
-    durability: Durability
-    lasting: bool  # another scheduler can go on with it later
-
-    def open(self) -> Recovered:
-        """Take the store, or raise StoreLocked naming its holder."""
-
-    def commit(self, batch: Batch) -> None:
-        """Write it all or nothing; durable on return as far as the durability says."""
-
-    def load(self, seqs: Sequence[int]) -> list[Job]:
-        """The tasks with these numbers, with their calls and parents, in order."""
-
-    def known(self, ids: Sequence[str]) -> dict[str, tuple[int, str, bytes | None]]:
-        """Number, state and digest of those ids that exist."""
-
-    def with_key(self, key: str) -> tuple[str, bytes | None] | None:
-        """Id and digest of the task with this idempotency key."""
-
-    def results(self, seqs: Sequence[int]) -> dict[int, bytes]:
-        """The results that are still kept."""
-
-    def unfinished(self) -> list[str]:
-        """The ids of all tasks that have not ended."""
-
-    def cleanup(self, before: float, states: Sequence[str], limit: int) -> dict[str, int]:
-        """Delete ended tasks; how many of each state. Parents of unfinished tasks stay."""
-
-    def expire(self, now: float) -> int:
-        """Delete results whose time is over, except for unfinished children."""
-
-    def close(self) -> None:
-        """Let the next one have it; idempotent."""
-
-    # --- from any thread ---
-
-    def find(self, task_id: str) -> dict[str, Any] | None:
-        """The committed row of a task, with its parents' ids."""
-
-    def page(self, wanted: Filter) -> list[dict[str, Any]]:
-        """Rows that fit, newest first."""
-
-    def result(self, seq: int) -> bytes | None:
-        """The result (or the travelled exception) of a task, if it is kept."""
-
-    def events(self, after: int, limit: int) -> list[dict[str, Any]]:
-        """Transitions after a number, with the ids of their tasks."""
-
-    def history(self, seq: int) -> list[dict[str, Any]]:
-        """The transitions of one task."""
-
-    def last_event(self) -> int:
-        """The number of the newest transition."""
-
-    def notes(self, seq: int) -> list[dict[str, Any]]:
-        """The log lines of a task, oldest first."""
-
-    def graph(self, seq: int, limit: int) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-        """The tasks connected with one, and the edges (parent, child) between them."""
-
-    def counts(self) -> dict[str, int]:
-        """How many tasks are in each state, counted."""
-
-
 class _Rows:
     """A statement for many rows at once, prepared for a few sizes."""
 
     SIZES = (64, 16, 4, 1)
 
-    def __init__(self, before: str, width: int, after: str = "") -> None:
-        one = "(" + ", ".join("?" * width) + ")"
+    def __init__(self, before: str, width: int, after: str = "", zeros: int = 0) -> None:
+        one = "(" + ", ".join("?" * width + "0" * zeros) + ")"
         self._texts = {n: f"{before} {', '.join([one] * n)} {after}" for n in self.SIZES}
 
     def write(self, connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> int:
@@ -176,6 +85,13 @@ class _Rows:
 
 
 _INSERT_TASK = _Rows("INSERT INTO task VALUES", len(TASK_COLUMNS))
+# Most tasks are plain, and each value that need not be bound saves a tenth of a microsecond.
+_INSERT_PLAIN_TASK = _Rows(
+    "INSERT INTO task (seq, id, name, kind, priority, state, created, since, timeout, run, "
+    "attempts, crashes, positionally) VALUES",
+    9,
+    zeros=4,
+)
 _INSERT_CALL = _Rows("INSERT INTO call VALUES", 3)
 _INSERT_DEP = _Rows("INSERT INTO dep VALUES", 3)
 _INSERT_RESULT = _Rows("INSERT OR REPLACE INTO result VALUES", 3)
@@ -186,6 +102,12 @@ _UPDATE_TASK = _Rows(
     + ", ".join(f"{name} = new.column{n}" for n, name in enumerate(CHANGING, 3))
     + " FROM (VALUES",
     len(CHANGING) + 2,
+    ") AS new WHERE task.seq = new.column1 AND task.state = new.column2",
+)
+_UPDATE_PLAIN_TASK = _Rows(
+    "UPDATE task SET state = new.column3, since = new.column4, started = new.column5, "
+    "finished = new.column6, attempts = new.column7, error = NULL FROM (VALUES",
+    7,
     ") AS new WHERE task.seq = new.column1 AND task.state = new.column2",
 )
 
@@ -202,16 +124,18 @@ class SQLiteStore:
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._reading = threading.Lock()
+        self._files: dict[Path, tuple[int, int]] = {}  # that are to stay where they are
 
     # --- the engine's thread ---
 
     def open(self) -> Recovered:
+        """Lock the file, lay out a new one, and read what is unfinished."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._holder = Holder(self.path)
         try:
             with _private_files():
                 self._writer = self._connect()
-            return self._recover(self._writer)
+            recovered = self._recover(self._writer)
         except sqlite3.Error as error:
             self.close()
             raise StoreUnavailable(
@@ -221,6 +145,10 @@ class SQLiteStore:
         except BaseException:
             self.close()
             raise
+        if self.lasting:
+            files = (self.path, Path(f"{self.path}-wal"))
+            self._files = {each: _identity(each) for each in files}
+        return recovered
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -260,7 +188,9 @@ class SQLiteStore:
         return Recovered(last + 1, _count(connection), live, edges)
 
     def commit(self, batch: Batch) -> None:
+        """One transaction; also refused when the file is not where it was."""
         connection = self._open_writer()
+        self._check_files()
         connection.execute("BEGIN IMMEDIATE")
         try:
             self._write(connection, batch)
@@ -271,15 +201,33 @@ class SQLiteStore:
                     connection.execute("ROLLBACK")
             raise
 
+    def _check_files(self) -> None:
+        """SQLite goes on writing to files that were removed, where the next start finds nothing."""
+        for path, identity in self._files.items():
+            if _identity(path) != identity:
+                raise StoreUnavailable(
+                    f"The file {path.name} was removed or replaced while it was in use. Put it "
+                    "back, or restart with a new one."
+                )
+
     def _write(self, connection: sqlite3.Connection, batch: Batch) -> None:
         if batch.tasks:
-            _INSERT_TASK.write(connection, [_task_row(job) for job in batch.tasks])
+            plain = [job for job in batch.tasks if _is_plain(job) and _is_new(job)]
+            _INSERT_PLAIN_TASK.write(connection, [_plain_task_row(job) for job in plain])
+            if len(plain) < len(batch.tasks):
+                rest = [job for job in batch.tasks if not (_is_plain(job) and _is_new(job))]
+                _INSERT_TASK.write(connection, [_task_row(job) for job in rest])
             _INSERT_CALL.write(connection, [(job.seq, job.fn, job.args) for job in batch.tasks])
         if batch.edges:
             _INSERT_DEP.write(connection, batch.edges)
         if batch.changed:
-            rows = [_change_row(job) for job in batch.changed.values()]
-            if _UPDATE_TASK.write(connection, rows) != len(rows):
+            jobs = batch.changed.values()
+            plain = [job for job in jobs if _is_plain(job)]
+            changed = _UPDATE_PLAIN_TASK.write(connection, [_plain_row(job) for job in plain])
+            if len(plain) < len(jobs):
+                rest = [job for job in jobs if not _is_plain(job)]
+                changed += _UPDATE_TASK.write(connection, [_change_row(job) for job in rest])
+            if changed != len(jobs):
                 raise StoreUnavailable(
                     "The stored tasks are not in the states they were left in: somebody else "
                     "has written to the database."
@@ -299,6 +247,7 @@ class SQLiteStore:
                 )  # fmt: skip
 
     def load(self, seqs: Sequence[int]) -> list[Job]:
+        """One query for the tasks and one for their parents."""
         connection = self._open_writer()
         marks = ", ".join("?" * len(seqs))
         columns = ", ".join(f"task.{name}" for name in TASK_COLUMNS)
@@ -315,6 +264,7 @@ class SQLiteStore:
         return [_job_of(row, parents.get(row[0], ())) for row in rows]
 
     def known(self, ids: Sequence[str]) -> dict[str, tuple[int, str, bytes | None]]:
+        """By the index of ids, 500 at a time."""
         connection = self._open_writer()
         found = {}
         for part in _parts(ids, 500):
@@ -326,6 +276,7 @@ class SQLiteStore:
         return found
 
     def with_key(self, key: str) -> tuple[str, bytes | None] | None:
+        """By the partial index of keys."""
         row = (
             self._open_writer()
             .execute("SELECT id, digest FROM task WHERE idem_key = ?", (key,))
@@ -334,6 +285,7 @@ class SQLiteStore:
         return None if row is None else (row[0], row[1])
 
     def results(self, seqs: Sequence[int]) -> dict[int, bytes]:
+        """By number, 500 at a time."""
         connection = self._open_writer()
         found: dict[int, bytes] = {}
         for part in _parts(seqs, 500):
@@ -344,10 +296,12 @@ class SQLiteStore:
         return found
 
     def unfinished(self) -> list[str]:
+        """By a look at the whole table."""
         rows = self._open_writer().execute(f"SELECT id FROM task WHERE state IN {_LIVE}")
         return [task_id for (task_id,) in rows]
 
     def cleanup(self, before: float, states: Sequence[str], limit: int) -> dict[str, int]:
+        """One transaction; the pages are used again."""
         connection = self._open_writer()
         marks = ", ".join("?" * len(states))
         rows = connection.execute(
@@ -375,6 +329,7 @@ class SQLiteStore:
         return counts
 
     def expire(self, now: float) -> int:
+        """By the partial index of the times they expire."""
         return (
             self._open_writer()
             .execute(
@@ -386,6 +341,7 @@ class SQLiteStore:
         )
 
     def close(self) -> None:
+        """A private file is removed, with what lies beside it."""
         with self._reading:
             if self._reader is not None:
                 self._reader.close()
@@ -410,6 +366,7 @@ class SQLiteStore:
     # --- any thread ---
 
     def find(self, task_id: str) -> dict[str, Any] | None:
+        """By the connection for reading."""
         with self._read() as connection:
             row = connection.execute("SELECT * FROM task WHERE id = ?", (task_id,)).fetchone()
             if row is None:
@@ -421,6 +378,7 @@ class SQLiteStore:
             return {**row, "dependencies": [parent for (parent,) in map(tuple, parents)]}
 
     def page(self, wanted: Filter) -> list[dict[str, Any]]:
+        """Key-set paging by number; a filter by state or text reads the table."""
         clauses, values = ["1"], list[Any]()
         if wanted.states:
             clauses.append(f"state IN ({', '.join('?' * len(wanted.states))})")
@@ -446,11 +404,13 @@ class SQLiteStore:
             return [dict(row) for row in rows]
 
     def result(self, seq: int) -> bytes | None:
+        """By number."""
         with self._read() as connection:
             row = connection.execute("SELECT value FROM result WHERE seq = ?", (seq,)).fetchone()
             return None if row is None else bytes(row[0])
 
     def events(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """By number, joined with the tasks that are still there."""
         with self._read() as connection:
             return [
                 dict(row)
@@ -461,6 +421,7 @@ class SQLiteStore:
             ]  # fmt: skip
 
     def history(self, seq: int) -> list[dict[str, Any]]:
+        """By the index of events."""
         with self._read() as connection:
             return [
                 dict(row)
@@ -470,10 +431,12 @@ class SQLiteStore:
             ]
 
     def last_event(self) -> int:
+        """The highest number given so far."""
         with self._read() as connection:
             return int(connection.execute("SELECT coalesce(max(eid), 0) FROM event").fetchone()[0])
 
     def notes(self, seq: int) -> list[dict[str, Any]]:
+        """In the order they were told."""
         with self._read() as connection:
             return [
                 dict(row)
@@ -483,6 +446,7 @@ class SQLiteStore:
             ]
 
     def graph(self, seq: int, limit: int) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+        """By recursion in both directions, each bounded."""
         with self._read() as connection:
             connected = (
                 "WITH RECURSIVE up(seq) AS (SELECT ?1 UNION SELECT dep.parent FROM dep JOIN up "
@@ -503,6 +467,7 @@ class SQLiteStore:
             return [dict(node) for node in nodes], [(a, b) for a, b in map(tuple, edges)]
 
     def counts(self) -> dict[str, int]:
+        """By a look at the whole table."""
         with self._read() as connection:
             return _count(connection)
 
@@ -532,6 +497,14 @@ def reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        found = os.stat(path)  # noqa: PTH116  (at every commit: this is the quick way)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
 @contextmanager
 def _private_files() -> Iterator[None]:
     """What is created is for this user only: the calls in it are code."""
@@ -550,6 +523,36 @@ def _count(connection: sqlite3.Connection) -> dict[str, int]:
 def _parts(values: Sequence[Any], size: int) -> Iterable[list[Any]]:
     for start in range(0, len(values), size):
         yield list(values[start : start + size])
+
+
+def _is_plain(job: Job) -> bool:
+    """Has nothing happened to it but one run that did not fail?"""
+    return (
+        job.error is None
+        and job.retry is None
+        and job.run_at is None
+        and job.progress is None
+        and not job.crashes
+        and not job.run
+    )
+
+
+def _is_new(job: Job) -> bool:
+    """Is there nothing to be stored of it but what every task has?"""
+    return job.digest is None and job.started is None and not job.positionally
+
+
+def _plain_task_row(job: Job) -> tuple[Any, ...]:
+    return (
+        job.seq, job.id, job.name, job.kind, job.priority, job.state, job.created, job.since,
+        job.timeout,
+    )  # fmt: skip
+
+
+def _plain_row(job: Job) -> tuple[Any, ...]:
+    return (
+        job.seq, job.stored, job.state, job.since, job.started, job.finished, job.attempts,
+    )  # fmt: skip
 
 
 def _task_row(job: Job) -> tuple[Any, ...]:

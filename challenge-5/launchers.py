@@ -30,17 +30,23 @@ MESSAGE_BYTES = 64 * 1024
 class Launcher(Protocol):
     """Starts and kills workers by number; `messages` tells what has happened."""
 
-    def fileno(self) -> int: ...
+    def fileno(self) -> int:
+        """Readable when there are messages."""
 
-    def launch(self, number: int, result_limit: int) -> tuple[socket.socket, mmap]: ...
+    def launch(self, number: int, result_limit: int) -> tuple[socket.socket, mmap]:
+        """Begin to start a worker; our end of its channel, and the memory it shares."""
 
-    def hung_up(self, number: int) -> None: ...
+    def hung_up(self, number: int) -> None:
+        """Our end saw the worker's end of the channel close."""
 
-    def kill(self, number: int) -> None: ...
+    def kill(self, number: int) -> None:
+        """End a worker with all its descendants."""
 
-    def messages(self) -> list[dict[str, Any]] | None: ...
+    def messages(self) -> list[dict[str, Any]] | None:
+        """What has happened since; None when the launcher itself is gone."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End all workers, and what starts them."""
 
 
 def launcher(method: str) -> Launcher:
@@ -70,9 +76,11 @@ class ZygoteLauncher:
         self._pids: dict[int, int] = {}
 
     def fileno(self) -> int:
+        """The control channel."""
         return self._control.fileno()
 
     def launch(self, number: int, result_limit: int) -> tuple[socket.socket, mmap]:
+        """A socket pair and anonymous memory, passed to the zygote."""
         ours, theirs = socket.socketpair()
         memory_fd = os.memfd_create("slot", os.MFD_CLOEXEC)
         try:
@@ -96,6 +104,7 @@ class ZygoteLauncher:
         """Nothing to do: the zygote tells."""
 
     def kill(self, number: int) -> None:
+        """The zygote knows its process, also when it was just forked."""
         self._send({"kill": number}, [])
 
     def messages(self) -> list[dict[str, Any]] | None:
@@ -125,6 +134,7 @@ class ZygoteLauncher:
         self._pids.clear()
 
     def close(self) -> None:
+        """Closing the control channel is the order to end."""
         self._control.close()  # the zygote kills what is left and ends
         _wait(self._process)
 
@@ -140,9 +150,11 @@ class SpawnLauncher:
         self._directory = tempfile.TemporaryDirectory(prefix="scheduler-")
 
     def fileno(self) -> int:
+        """The reading end of a pipe to ourselves."""
         return self._woken.fileno()
 
     def launch(self, number: int, result_limit: int) -> tuple[socket.socket, mmap]:
+        """A fresh interpreter; the memory is a file that it maps, too."""
         ours, theirs = socket.socketpair()
         path = Path(self._directory.name) / f"slot-{number}"
         path.write_bytes(bytes(SLOT_BYTES))
@@ -181,16 +193,19 @@ class SpawnLauncher:
             self._tell({"died": number, "status": status})
 
     def kill(self, number: int) -> None:
+        """By the tree of processes: there is no guard here."""
         if process := self._processes.get(number):
             _kill_tree(process.pid)
 
     def messages(self) -> list[dict[str, Any]] | None:
+        """What was noted when it was done."""
         with contextlib.suppress(BlockingIOError):
             self._woken.recv(4096)
         told, self._told = self._told, []
         return told
 
     def close(self) -> None:
+        """End every process and remove the files of the memory."""
         for number in list(self._processes):
             self.hung_up(number)
         self._wake.close()

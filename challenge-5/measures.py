@@ -4,9 +4,31 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from backends import Place
 
 WINDOW_SECONDS = 60
 WAITS = 4096
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A consistent look at the engine; the counts are those of the stored tasks."""
+
+    counts: dict[str, int]
+    queued_by_priority: dict[str, int]
+    places: list[Place]
+    slots: dict[str, int]
+    busy_seconds: dict[str, float]
+    utilisation: float
+    per_second: float
+    ended: int
+    waits: list[float]
+    worker_deaths: int
+    threads_abandoned: int
+    commits: int
+    store_works: bool
 
 
 class Meter:

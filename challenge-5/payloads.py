@@ -29,8 +29,14 @@ NONE = pickle.dumps(None, PROTOCOL)
 NO_ARGUMENTS = b""
 TRACEBACK_CHARACTERS = 8_000
 MESSAGE_CHARACTERS = 2_000
+INPUT_BYTES = 256 * 1024 * 1024  # of arguments, and of parents' results together
 
 _by_name: dict[Callable[..., Any], bytes] = {}  # functions of modules: they live anyway
+
+
+def printable(text: str) -> str:
+    """The text with lone surrogates shown as escapes: neither SQLite nor JSON can keep them."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def dump(value: Any) -> bytes:
@@ -77,7 +83,9 @@ def dump_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
     if not args and not kwargs:
         return NO_ARGUMENTS
     try:
-        return dump((tuple(args), kwargs))
+        data = dump((tuple(args), kwargs))
+        if len(data) <= INPUT_BYTES:
+            return data
     except Exception as error:
         for place, value in [*enumerate(args), *kwargs.items()]:
             try:
@@ -89,6 +97,10 @@ def dump_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
                     f"{cause}. Nothing was submitted."
                 ) from cause
         raise NotSerializable(f"The arguments cannot be sent to a process: {error}.") from error
+    raise NotSerializable(
+        f"The arguments have {len(data):,} bytes; {INPUT_BYTES:,} are allowed. Write large input "
+        "to a file and pass its path."
+    )
 
 
 def load_call(
@@ -96,7 +108,7 @@ def load_call(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The args and kwargs of a call, with the results of its parents in their places."""
     if arguments:
-        args, kwargs = pickle.loads(arguments)
+        args, kwargs = pickle.loads(arguments)  # noqa: S301  (packed by `dump_arguments`)
     else:
         args, kwargs = (), {}
     if parents:
@@ -113,8 +125,8 @@ def fill_in(
     """Parents' results positionally, or where `Result(id)` stands."""
     positionally, results = parents
     if positionally:
-        return tuple(pickle.loads(data) for _, data in results), {}
-    values = {parent: pickle.loads(data) for parent, data in results}
+        return tuple(pickle.loads(data) for _, data in results), {}  # noqa: S301  (of our own workers)
+    values = {parent: pickle.loads(data) for parent, data in results}  # noqa: S301  (of our own workers)
     return tuple(_replace(each, values) for each in args), {
         name: _replace(each, values) for name, each in kwargs.items()
     }
@@ -131,16 +143,23 @@ def _replace(value: Any, results: dict[str, Any]) -> Any:
     return value
 
 
+_CONTAINERS = frozenset({list, tuple, set, dict})
+
+
 def placeholders(value: Any) -> list[str]:
     """Ids of the `Result`s in args or kwargs, in plain containers too."""
-    kind = type(value)
-    if kind is Result:
-        return [value.parent_id]
-    if kind in (list, tuple, set):
-        return [found for each in value for found in placeholders(each)]
-    if kind is dict:
-        return [found for each in value.values() for found in placeholders(each)]
-    return []
+    found: list[str] = []
+    seen: set[int] = set()  # a container may hold itself
+    stack = [value]
+    while stack:
+        value = stack.pop()
+        kind = type(value)
+        if kind is Result:
+            found.append(value.parent_id)
+        elif kind in _CONTAINERS and value and id(value) not in seen:
+            seen.add(id(value))
+            stack += reversed(list(value.values() if kind is dict else value))
+    return found
 
 
 def takes_positionals(func: Callable[..., Any]) -> bool:
@@ -160,7 +179,7 @@ def takes_positionals(func: Callable[..., Any]) -> bool:
 def name_of(func: Callable[..., Any]) -> str:
     """The name under which a callable is listed and its duration learnt."""
     inner = getattr(func, "func", func)  # a partial
-    return str(getattr(inner, "__qualname__", type(inner).__qualname__))[:200]
+    return printable(str(getattr(inner, "__qualname__", type(inner).__qualname__)))[:200]
 
 
 def digest(*parts: Any) -> bytes:
@@ -195,7 +214,7 @@ def dump_result(value: Any, limit: int) -> bytes:
     return data
 
 
-def dump_error(error: BaseException) -> bytes:
+def dump_error(error: BaseException, limit: int) -> bytes:
     """Type, message, traceback text, and the exception itself if it survives the journey."""
     text = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
     try:
@@ -204,10 +223,13 @@ def dump_error(error: BaseException) -> bytes:
         message = "(its message cannot be shown)"
     try:
         travelling: bytes | None = dump(error)
-        pickle.loads(travelling or b"")  # an __init__ with other arguments shows only here
+        # An __init__ with other arguments shows only here.
+        pickle.loads(travelling or b"")  # noqa: S301  (dumped by the line above)
+        if travelling is not None and len(travelling) > limit:
+            travelling = None
     except Exception:  # noqa: BLE001  (somebody else's __reduce__ or __init__)
         travelling = None
-    parts = (type(error).__name__, message, text, travelling)
+    parts = (type(error).__name__, printable(message), printable(text), travelling)
     return pickle.dumps(parts, PROTOCOL)
 
 
@@ -217,7 +239,7 @@ def load_error(description: dict[str, Any], travelled: bytes | None) -> BaseExce
     error: BaseException | None = None
     if travelled is not None:
         try:
-            error = pickle.loads(travelled)
+            error = pickle.loads(travelled)  # noqa: S301  (of our own worker)
         except Exception:  # noqa: BLE001  (a class that is not importable here)
             error = None
     if error is None:

@@ -15,11 +15,15 @@ from math import ceil, inf
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from typing import Any
 
+import structlog
+
 from backends import Place, Reports
 from launchers import Launcher, launcher
 from records import Job
 from slots import DONE, GIVEN_BACK, NOTE, RECORD, SETTLE_SECONDS, Record, Slot
 from worker import LENGTH, READ_BYTES, WAKE
+
+log = structlog.stdlib.get_logger("scheduler")
 
 BUDGET_SECONDS = 0.005  # of expected work that a worker may have, beyond a single task
 MOST_LEASES = 512
@@ -27,6 +31,7 @@ WEIGHT = 0.2  # of the newest duration in the mean
 KNOWN_NAMES = 10_000
 RESPAWN_SECONDS = 0.05  # doubled for each worker in a row that died before it was ready
 LONGEST_RESPAWN_SECONDS = 5.0
+FRAME_BYTES = 1024 * 1024  # of calls that are sent together; a single one may be larger
 OVERHEAD_SECONDS = 8e-6  # of a worker per task
 
 
@@ -44,6 +49,7 @@ class _Worker:
         self.expected = 0.0
         self.next_index = 1
         self.outgoing: list[Any] = []
+        self.outgoing_bytes = 0
         self.unsent = bytearray()
         self.received = bytearray()
         self.settles_at = inf  # when a revoke can be read back
@@ -54,7 +60,13 @@ class _Worker:
 
     @property
     def takes_work(self) -> bool:
-        return self.ready and not self.retiring and not self.killed and self.settles_at == inf
+        return (
+            self.ready
+            and not self.retiring
+            and not self.killed
+            and self.settles_at == inf
+            and self.channel is not None
+        )
 
 
 class ProcessBackend:
@@ -81,19 +93,26 @@ class ProcessBackend:
     # --- contract: see ExecutorBackend ---
 
     def start(self, reports: Reports, selector: BaseSelector) -> None:
+        """Start the launcher and the workers; what fails here fails the start."""
         self.reports = reports
         self.selector = selector
         self._start_launcher()
-        self._grow()
+        for _ in range(self.number):
+            self._launch()
 
     def expects(self, waiting: int) -> None:
+        """Sort the workers that take work, so that the idlest is asked first."""
         able = [worker for worker in self.workers.values() if worker.takes_work]
         able.sort(key=lambda worker: worker.expected, reverse=True)
         self._candidates = able
         self._share = max(1, ceil(waiting / len(able))) if able else 1
 
     def place(self, job: Job) -> bool:
+        """To the idlest worker within its budget of expected time and of bytes."""
         mean = self.means.get(job.name)
+        size = len(job.args)
+        if job.parent_data is not None:
+            size += sum(len(data) for _, data in job.parent_data[1])
         candidates = self._candidates
         while candidates:
             worker = candidates[-1]
@@ -102,6 +121,7 @@ class ProcessBackend:
                 mean is not None
                 and worker.expected + mean <= BUDGET_SECONDS
                 and len(leases) < MOST_LEASES
+                and worker.outgoing_bytes + len(worker.unsent) + size <= FRAME_BYTES
             ):
                 break
             candidates.pop()
@@ -118,18 +138,21 @@ class ProcessBackend:
         worker.outgoing.append(
             (index, job.fn, job.args, job.parent_data, job.id, job.attempts + 1, job.run)
         )
+        worker.outgoing_bytes += size
         self._touched.add(worker)
         if len(worker.outgoing) >= self._share:
             candidates.pop()
         return True
 
     def flush(self) -> None:
+        """One frame for each worker that was given something."""
         if not self._touched:
             return
         now = time.monotonic()
         for worker in self._touched:
             frame = pickle.dumps(worker.outgoing, 5)
             worker.outgoing.clear()
+            worker.outgoing_bytes = 0
             self._send(worker, LENGTH.pack(len(frame)), frame)
             # Nothing can be late or stalled before this; then the slot tells what really runs.
             shortest = min(
@@ -141,10 +164,12 @@ class ProcessBackend:
         self._touched.clear()
 
     def catch_up(self, job: Job) -> None:
+        """Read what its worker has finished."""
         worker: _Worker = job.place
         self._take_records(worker)
 
     def abandon(self, job: Job) -> None:
+        """Take it back, or kill its worker once it is clear that it runs."""
         worker: _Worker = job.place
         if worker.leases.get(job.index) is not job:
             return
@@ -156,12 +181,14 @@ class ProcessBackend:
         self._forget(worker, job.index, job)
 
     def next_check(self) -> float:
+        """The nearest moment of any worker, or of the next start."""
         nearest = self._respawn_at
         for worker in self.workers.values():
             nearest = min(nearest, worker.check_at, worker.settles_at)
         return nearest
 
     def check(self, now: float) -> None:
+        """Settle what was revoked, look at who is late, start who is missing."""
         if now >= self._respawn_at:
             self._respawn_at = inf
             self._grow()
@@ -172,15 +199,17 @@ class ProcessBackend:
                 self._look(worker, now)
 
     def scale(self, number: int) -> None:
+        """Grow at once; shrink by letting workers run dry."""
         self.number = number
-        if self._launcher is not None:
-            self._grow()
-            self._shrink()
+        self._grow()
+        self._shrink()
 
     def slots(self) -> int:
+        """The number asked for, whatever drains or starts."""
         return self.number
 
     def places(self) -> list[Place]:
+        """Each worker, with what its slot says it runs."""
         found = []
         now = time.monotonic()
         for worker in self.workers.values():
@@ -209,6 +238,7 @@ class ProcessBackend:
         return self.busy + running
 
     def close(self) -> None:
+        """Hang up on all; the launcher ends them."""
         self._closed = True
         for worker in list(self.workers.values()):
             self._hang_up(worker)
@@ -236,8 +266,20 @@ class ProcessBackend:
             ):
                 worker.retiring = False
                 staying.append(worker)
-        for _ in range(self.number - len(staying)):
-            self._launch()
+        try:
+            if self._launcher is None:
+                self._start_launcher()
+            for _ in range(self.number - len(staying)):
+                self._launch()
+        except OSError as error:  # no descriptors, memory or processes left: they come back
+            log.warning("worker_not_started", error=str(error))
+            self._grow_later()
+
+    def _grow_later(self) -> None:
+        """Not at once: no storm of starts that fail."""
+        self._unready_deaths += 1
+        wait = min(RESPAWN_SECONDS * 2 ** min(self._unready_deaths, 10), LONGEST_RESPAWN_SECONDS)
+        self._respawn_at = min(self._respawn_at, time.monotonic() + wait)
 
     def _launch(self) -> None:
         assert self._launcher is not None
@@ -283,11 +325,28 @@ class ProcessBackend:
         assert self._launcher is not None
         self.selector.unregister(self._launcher.fileno())
         self._launcher.close()
-        self._start_launcher()
-        for worker in list(self.workers.values()):
-            self._died(worker, "its parent process was killed")
+        self._launcher = None
+        workers = list(self.workers.values())
+        for worker in workers:
+            self._bury(worker, "its parent process was killed")
+        self._replace(any(worker.ready for worker in workers))
 
     def _died(self, worker: _Worker, how: str) -> None:
+        self._bury(worker, how)
+        self._replace(worker.ready)
+
+    def _replace(self, was_ready: bool) -> None:
+        """Start others: at once, or later if what died had not got ready."""
+        if self._closed:
+            return
+        if was_ready:
+            self._unready_deaths = 0
+            self._grow()
+        else:
+            self._grow_later()
+
+    def _bury(self, worker: _Worker, how: str) -> None:
+        """What it was running is to blame for its death; the rest is given back."""
         self._receive(worker)
         self._take_records(worker)
         self._hang_up(worker)
@@ -302,16 +361,7 @@ class ProcessBackend:
             else:
                 self.reports.given_back(job, "worker died")
         worker.leases.clear()
-        if self._closed:
-            return
         self.deaths += not worker.retiring
-        if worker.ready:
-            self._unready_deaths = 0
-            self._grow()
-            return
-        self._unready_deaths += 1  # no storm of starts that fail
-        wait = min(RESPAWN_SECONDS * 2**self._unready_deaths, LONGEST_RESPAWN_SECONDS)
-        self._respawn_at = min(self._respawn_at, time.monotonic() + wait)
 
     # --- what they say ---
 
@@ -332,8 +382,8 @@ class ProcessBackend:
                 data = b""
             if not data:
                 self._hang_up(worker)
-                assert self._launcher is not None
-                self._launcher.hung_up(worker.number)
+                if self._launcher is not None:
+                    self._launcher.hung_up(worker.number)
                 break
             if not worker.ready:
                 worker.ready = True
@@ -419,7 +469,7 @@ class ProcessBackend:
         """Is what it runs over its time, or keeping what is behind it too long?"""
         self._take_records(worker)
         worker.check_at = inf
-        if not worker.leases or worker.channel is None:
+        if not worker.leases:
             return
         index, started = worker.slot.running()
         job = worker.leases.get(index)

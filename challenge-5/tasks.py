@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from itertools import count
+from math import inf
 from random import Random
 from typing import Any, Literal
 
 from errors import IllegalTransition
 
+LONGEST_SECONDS = 10 * 365 * 86_400.0  # of a timeout or a delay
 Kind = Literal["auto", "cpu", "io", "async"]
 
 
@@ -86,12 +88,14 @@ class RetryPolicy:
     jitter: Literal["full", "none"] = "full"
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1 or not self.base >= 0 or not self.factor >= 1:
+        if not isinstance(self.max_attempts, int) or self.max_attempts < 1:
+            raise ValueError(f"{self} makes no sense: max_attempts is a whole number from 1.")
+        if not 0 <= self.base < inf or not 1 <= self.factor < inf:
+            raise ValueError(f"{self} makes no sense: base is at least 0, factor at least 1.")
+        if not 0 <= self.max_delay <= LONGEST_SECONDS:
             raise ValueError(
-                f"{self} makes no sense: max_attempts and factor are at least 1, base at least 0."
+                f"{self} makes no sense: max_delay is from 0 to {LONGEST_SECONDS:,.0f} seconds."
             )
-        if not self.max_delay >= 0:
-            raise ValueError(f"{self} makes no sense: max_delay is at least 0 seconds.")
         if self.jitter not in ("full", "none"):
             raise ValueError(f"jitter is 'full' or 'none', not {self.jitter!r}.")
 

@@ -24,7 +24,7 @@ from typing import Any, Literal, Self, cast
 
 from backends import ExecutorBackend, LoopBackend, ThreadBackend
 from context import TaskContext, current_task
-from engine import Engine, Figures
+from engine import Engine
 from errors import (
     CyclicDependency,
     DependencyFailed,
@@ -51,8 +51,8 @@ from errors import (
 )
 from executor import SchedulerExecutor
 from handles import TaskHandle
-from journal import Durability, Filter, SQLiteStore, Store
-from measures import percentile
+from journal import SQLiteStore
+from measures import Figures, percentile
 from payloads import (
     NO_ARGUMENTS,
     digest,
@@ -60,12 +60,15 @@ from payloads import (
     dump_function,
     name_of,
     placeholders,
+    printable,
     takes_positionals,
 )
 from processes import ProcessBackend
 from records import LOOP, PROCESS, THREAD, Job
 from registry import Registry, registry, task
+from store import Durability, Filter, Store
 from tasks import (
+    LONGEST_SECONDS,
     TERMINAL,
     Kind,
     Result,
@@ -83,8 +86,10 @@ LOOP_TASKS = 1_000  # coroutines at a time
 MOST_WORKERS = 512
 RESULT_BYTES = 16 * 1024 * 1024
 RESULT_SECONDS = 7 * 86_400.0
-LONGEST_SECONDS = 10 * 365 * 86_400.0  # of a timeout or a delay
+LATEST_MOMENT = 250_000_000_000.0  # the year 9892: later ones have no date
 ID_CHARACTERS = 200
+NAME_CHARACTERS = 200
+KEY_CHARACTERS = 500
 
 
 class TaskScheduler:
@@ -120,9 +125,11 @@ class TaskScheduler:
         clock: Callable[[], float] = time.time,
         random: Random | None = None,
     ) -> None:
-        workers = _count("num_workers", num_workers or os.cpu_count() or 1, num_workers)
-        _count("thread_workers", thread_workers, thread_workers)
-        _count("max_crashes", max_crashes, max_crashes)
+        workers = os.cpu_count() or 1
+        if num_workers is not None:
+            workers = _count("num_workers", num_workers)
+        _count("thread_workers", thread_workers)
+        _count("max_crashes", max_crashes)
         if max_tasks < 1:
             raise ValueError(f"max_tasks is at least 1, not {max_tasks}.")
         if durability not in ("full", "normal", "off"):
@@ -220,8 +227,8 @@ class TaskScheduler:
         if isinstance(task, Task):
             if args or kwargs:
                 raise TypeError("A Task carries its own args and kwargs.")
-            return self._submit(task)
-        return self._submit_one(self._job_of_call(task, args, kwargs), False, None)
+            return self._enter(self._job_of(task))
+        return self._enter(self._job_of_call(task, args, kwargs))
 
     def submit_call(
         self,
@@ -235,7 +242,7 @@ class TaskScheduler:
     ) -> TaskHandle:
         """Submit a function, its arguments apart; with `block`, wait while the queue is full."""
         task = Task(func=func, args=tuple(args), kwargs=kwargs or {}, **options)
-        return self._submit(task, block, timeout_to_enter)
+        return self._enter(self._job_of(task), block, timeout_to_enter)
 
     def submit_many(self, tasks: Iterable[Task]) -> list[TaskHandle]:
         """Submit all or none, parents in any order; returns when they are committed."""
@@ -244,11 +251,7 @@ class TaskScheduler:
         if not jobs:
             return []
         self._engine.reserve(len(jobs))
-        try:
-            return self._engine.ask(lambda: self._engine.accept(jobs))
-        except BaseException:
-            self._engine.release(len(jobs))
-            raise
+        return self._engine.ask(lambda: self._engine.accept(jobs))
 
     async def asubmit(
         self, task: Task | Callable[..., Any] | str, /, *args: Any, **kwargs: Any
@@ -277,11 +280,7 @@ class TaskScheduler:
             for number, job in enumerate(jobs):
                 job.digest = digest(request, number)
         self._engine.reserve(len(jobs))
-        try:
-            return cast("list[TaskHandle]", await self.ask(lambda: self._engine.accept(jobs)))
-        except SchedulerError:
-            self._engine.release(len(jobs))
-            raise
+        return cast("list[TaskHandle]", await self.ask(lambda: self._engine.accept(jobs)))
 
     async def ask(self, question: Callable[[], Any]) -> Any:
         """Await what the engine's thread answers, after its commit."""
@@ -329,7 +328,7 @@ class TaskScheduler:
 
     def as_executor(self, **options: Any) -> SchedulerExecutor:
         """A `concurrent.futures.Executor`; options are those of a Task, such as priority."""
-        return SchedulerExecutor(self, owns=False, options=options)
+        return SchedulerExecutor(self, options)
 
     # --- asking and changing ---
 
@@ -359,15 +358,11 @@ class TaskScheduler:
         """Run a task that has ended once more; TaskNotEnded if it has not."""
         self._ensure_started()
         self._engine.reserve(1)
-        try:
-            return self._engine.ask(lambda: self._engine.retry(task_id))
-        except BaseException:
-            self._engine.release(1)
-            raise
+        return self._engine.ask(lambda: self._engine.retry(task_id))
 
     def scale_workers(self, number: int) -> None:
         """Have so many processes: more at once, fewer as they finish what they run."""
-        _count("The number of workers", number, number)
+        _count("The number of workers", number)
         self._ensure_started()
         self._engine.ask(lambda: self._engine.scale(PROCESS, number))
 
@@ -377,6 +372,8 @@ class TaskScheduler:
         Parents of unfinished tasks stay.
         """
         self._ensure_started()
+        if not older_than >= 0:
+            raise ValueError(f"older_than is a number of seconds from 0, not {older_than!r}.")
         chosen = [str(TaskState(state)) for state in states]
         if not set(chosen) <= TERMINAL:
             raise ValueError(f"Only tasks that have ended can be deleted: {sorted(TERMINAL)}.")
@@ -408,31 +405,22 @@ class TaskScheduler:
         else:
             self.initialize()
 
-    def _submit(self, task: Task, block: bool = False, timeout: float | None = None) -> TaskHandle:
-        job = self._job_of(task)
-        if job.digest is None and not job.parents:
-            return self._submit_one(job, block, timeout)
-        self._ensure_started()
-        self._engine.reserve(1, block=block, timeout=timeout)
-        try:
-            (handle,) = self._engine.ask(lambda: self._engine.accept([job]), at_once=True)
-        except BaseException:
-            self._engine.release(1)
-            raise
-        return handle
-
-    def _submit_one(self, job: Job, block: bool, timeout: float | None) -> TaskHandle:
+    def _enter(self, job: Job, block: bool = False, timeout: float | None = None) -> TaskHandle:
+        """Hand it over; what may be refused there is waited for."""
         self._ensure_started()
         engine = self._engine
         engine.reserve(1, block=block, timeout=timeout)
-        engine.post(job)
-        return cast("TaskHandle", job.handle)
+        if job.digest is None and not job.parents:
+            engine.post(job)
+            return cast("TaskHandle", job.handle)
+        (handle,) = engine.ask(lambda: engine.accept([job]), at_once=True)
+        return handle
 
     def _job_of_call(
         self, func: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Job:
         """The short way for a plain function, which most calls are."""
-        if isinstance(func, str) or any(placeholders(each) for each in (args, kwargs)):
+        if isinstance(func, str) or ((args or kwargs) and placeholders((args, kwargs))):
             return self._job_of(Task(func=func, args=args, kwargs=kwargs))
         registered = self._registry.of(func)
         if registered is not None:
@@ -461,17 +449,26 @@ class TaskScheduler:
         named = [*placeholders(args), *placeholders(kwargs)]
         positionally = not args and not kwargs and takes_positionals(func)
         parents = _parents(task.dependencies, named, positionally)
-        name = task.name or (registered.name if registered else name_of(func))
+        name = _text("name", task.name, NAME_CHARACTERS) or (
+            registered.name if registered else name_of(func)
+        )
         job = self._pack(
-            func, self._place_of(func, kind), args, kwargs, _checked_id(task.id) or new_id(), name
+            func,
+            self._place_of(func, kind),
+            args,
+            kwargs,
+            _text("id", task.id, ID_CHARACTERS) or new_id(),
+            name,
         )
         job.priority = int(priority)
         job.parents = parents
         job.positionally = bool(positionally and parents)
         job.timeout = self._default_timeout if timeout is None else _seconds("timeout", timeout)
+        if not isinstance(retry, RetryPolicy | None):
+            raise TypeError(f"retry is a RetryPolicy, not {type(retry).__name__}.")
         job.retry = retry
-        job.idem_key = task.idempotency_key
-        job.run_at = task.run_at
+        job.idem_key = _text("idempotency_key", task.idempotency_key, KEY_CHARACTERS)
+        job.run_at = _moment(task.run_at)
         if task.delay:
             job.run_at = self._clock() + (_seconds("delay", task.delay, least=0) or 0)
         if task.id is not None or task.idempotency_key is not None:
@@ -530,24 +527,44 @@ def _end(engine: Engine, scratch: "tempfile.TemporaryDirectory[str] | None") -> 
         scratch.cleanup()
 
 
-def _count(name: str, value: int, given: int | None) -> int:
-    if given is not None and (not isinstance(given, int) or not 1 <= given <= MOST_WORKERS):
-        raise ValueError(f"{name} is from 1 to {MOST_WORKERS}, not {given!r}.")
+def _count(name: str, value: int) -> int:
+    if type(value) is not int or not 1 <= value <= MOST_WORKERS:
+        raise ValueError(f"{name} is from 1 to {MOST_WORKERS}, not {value!r}.")
     return value
 
 
 def _seconds(name: str, value: float | None, least: float = 1e-9) -> float | None:
     if value is None:
         return None
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}.")
     if not least <= value <= LONGEST_SECONDS:
-        raise ValueError(f"{name} is a positive number of seconds, not {value!r}.")
+        raise ValueError(
+            f"{name} is a positive number of seconds up to {LONGEST_SECONDS:,.0f}, not {value!r}."
+        )
     return float(value)
 
 
-def _checked_id(task_id: str | None) -> str | None:
-    if task_id is not None and not (isinstance(task_id, str) and 0 < len(task_id) <= ID_CHARACTERS):
-        raise ValueError(f"An id is a text of 1 to {ID_CHARACTERS} characters.")
-    return task_id
+def _moment(value: float | None) -> float | None:
+    """A time of the wall clock; what is past may run at once."""
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"run_at is a number of seconds since 1970, not {type(value).__name__}.")
+    if not 0 <= value <= LATEST_MOMENT:
+        raise ValueError(f"run_at is a number of seconds since 1970, not {value!r}.")
+    return float(value)
+
+
+def _text(name: str, value: str | None, most: int) -> str | None:
+    """What is stored as text has a length and is text: a lone surrogate could not be written."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is a text, not {type(value).__name__}.")
+    if not 0 < len(value) <= most or printable(value) != value:
+        raise ValueError(f"{name} is a text of 1 to {most} characters that UTF-8 can write.")
+    return value
 
 
 def _parents(dependencies: Any, named: list[str], positionally: bool) -> tuple[str, ...]:
@@ -560,7 +577,7 @@ def _parents(dependencies: Any, named: list[str], positionally: bool) -> tuple[s
             "give a list."
         )
     ids = [each.id if isinstance(each, TaskHandle) else each for each in dependencies]
-    for each in ids:
+    for each in [*ids, *named]:
         if not isinstance(each, str):
             raise TypeError(f"A dependency is an id or a handle, not {type(each).__name__}.")
     return tuple(dict.fromkeys([*ids, *named]))

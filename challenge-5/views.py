@@ -1,18 +1,23 @@
 """What tasks and figures look like from outside: plain dictionaries, for Python and HTTP alike."""
 
 import json
+import math
 import pickle
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import psutil
+from pydantic_core import to_jsonable_python
 
-from engine import Figures
 from handles import error_of
-from journal import Store
-from measures import percentile
+from measures import Figures, percentile
+from payloads import printable
+from store import Store
 from tasks import COMPLETED, FAILED, RUNNING, TaskPriority, TaskState
+
+DEEPEST = 100  # levels of a result that are shown
+LARGEST_BITS = 10_000  # of a number that is shown in decimal digits
 
 
 def status_of(store: Store, row: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +36,7 @@ def status_of(store: Store, row: dict[str, Any]) -> dict[str, Any]:
         "attempts": row["attempts"],
         "crashes": row["crashes"],
         "run": row["run"] + 1,
-        "result": None if data is None else pickle.loads(data),
+        "result": None if data is None else pickle.loads(data),  # noqa: S301  (of our own worker)
         "error": None if error is None else f"{error['type']}: {error['message']}",
         "progress": None if progress is None else progress[0],
         "created": row["created"],
@@ -42,6 +47,37 @@ def status_of(store: Store, row: dict[str, Any]) -> dict[str, Any]:
         "timeout": row["timeout"],
         "log": [note["line"] for note in store.notes(row["seq"])],
     }
+
+
+def shown(data: bytes) -> Any:
+    """A result as JSON can have it; what JSON does not know is shown as text."""
+    try:
+        return _plain(pickle.loads(data), DEEPEST)  # noqa: S301  (of our own worker)
+    except Exception as error:  # noqa: BLE001  (unpickling runs code of others)
+        return f"(cannot be shown: {type(error).__name__})"
+
+
+def _plain(value: Any, depth: int) -> Any:
+    kind = type(value)
+    if value is None or kind is bool:
+        return value
+    if kind is int:
+        return value if value.bit_length() <= LARGEST_BITS else hex(value)
+    if kind is float:
+        return value if math.isfinite(value) else str(value)
+    if kind is str:
+        return printable(value)
+    if depth == 0:  # or it holds itself
+        return "…"
+    if kind is dict:
+        return {_name(key): _plain(each, depth - 1) for key, each in value.items()}
+    if kind in (list, tuple, set, frozenset):
+        return [_plain(each, depth - 1) for each in value]
+    return _plain(to_jsonable_python(value, fallback=repr), depth - 1)
+
+
+def _name(key: Any) -> str:
+    return printable(key if isinstance(key, str) else str(key))
 
 
 def duration_of(row: dict[str, Any]) -> float | None:

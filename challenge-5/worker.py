@@ -3,8 +3,9 @@
     frame  = length, pickled list of (index, function, arguments, parents, id, attempt, run)
     answer = a record in the slot and, when the engine may be asleep, one byte to wake it
 
-Single-threaded, so that a task may fork. The engine is woken at the end of what was sent, or every
-200 µs of short tasks: by itself this makes groups that share a commit.
+Single-threaded, so that a task may fork; threads of a task may tell of it. The engine is woken at
+the end of what was sent, or every 200 µs of short tasks: by itself this makes groups that share a
+commit.
 """
 
 import asyncio
@@ -15,8 +16,10 @@ import pickle
 import socket
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from mmap import mmap
 from typing import Any
 
@@ -27,7 +30,7 @@ from slots import DONE, FAILED, GIVEN_BACK, NOTE, RECORD, Slot
 WAKE_SECONDS = 0.0002  # of short tasks, before the engine is told
 READ_BYTES = 256 * 1024
 FUNCTIONS = 1000  # whose bytes are remembered
-LENGTH = struct.Struct("<I")
+LENGTH = struct.Struct("<Q")
 WAKE, LARGE = b"\0", b"\1"
 
 Call = tuple[int, bytes, bytes, Parents | None, str, int, int]
@@ -48,23 +51,24 @@ class _Worker:
         self.unsaid = False  # there are records of which the engine was not told
         self.said = 0.0
         self.pid = os.getpid()
-        self.index = 0
+        self.reporting = threading.Lock()  # the ring has one writer at a time
 
     def serve(self) -> None:
         self.channel.sendall(WAKE)  # ready
         while (frame := self.next_frame()) is not None:
-            for call in pickle.loads(frame):
+            for call in pickle.loads(frame):  # noqa: S301  (by the engine, over a socket pair)
                 self.run(call)
 
     def next_frame(self) -> bytes | None:
         """The next frame; the engine is woken before this waits."""
         buffer = self.buffer
         while True:
-            if len(buffer) >= 4:
+            if len(buffer) >= LENGTH.size:
                 (size,) = LENGTH.unpack_from(buffer)
-                if len(buffer) >= 4 + size:
-                    frame = bytes(buffer[4 : 4 + size])
-                    del buffer[: 4 + size]
+                end = LENGTH.size + size
+                if len(buffer) >= end:
+                    frame = bytes(buffer[LENGTH.size : end])
+                    del buffer[:end]
                     return frame
             data: bytes | None = None
             if self.unsaid:
@@ -85,11 +89,11 @@ class _Worker:
 
     def run(self, call: Call) -> None:
         index, function_bytes, arguments, parents, task_id, attempt, run = call
-        self.index = index
         if not self.slot.claim(index, time.monotonic()):
             self.report(GIVEN_BACK, index, 0.0, 0.0, b"")
             return
-        context.running.set(context.TaskContext(task_id, attempt, run, self.say))
+        say = partial(self.say, index)
+        context.running.set(context.TaskContext(task_id, attempt, run, say))
         started = time.monotonic()
         kind = DONE
         try:
@@ -110,7 +114,7 @@ class _Worker:
         except BaseException as error:  # noqa: BLE001  (SystemExit of a task is its failure)
             if os.getpid() != self.pid:  # a child that the task forked came out of it
                 os._exit(1)
-            kind, payload = FAILED, dump_error(error)
+            kind, payload = FAILED, dump_error(error, self.result_limit)
         if os.getpid() != self.pid:
             os._exit(0)
         now = time.monotonic()
@@ -119,7 +123,7 @@ class _Worker:
             self.wake()
 
     def load(self, data: bytes) -> Callable[..., Any]:
-        function: Callable[..., Any] = pickle.loads(data)
+        function: Callable[..., Any] = pickle.loads(data)  # noqa: S301  (by the engine)
         if b"cloudpickle" not in data:  # one by value has its own globals, afresh for each call
             if len(self.functions) >= FUNCTIONS:
                 self.functions.clear()
@@ -127,15 +131,21 @@ class _Worker:
         return function
 
     def report(self, kind: int, index: int, started: float, elapsed: float, payload: bytes) -> None:
-        if self.slot.put(kind, index, started, elapsed, payload):
-            self.unsaid = True
-        else:  # larger than the room in the ring: through the channel, which has no limit
-            head = RECORD.pack(len(payload), kind, index, started, elapsed)
-            self.channel.sendall(LARGE + head + payload)
+        with self.reporting:
+            if self.slot.put(kind, index, started, elapsed, payload):
+                self.unsaid = True
+            else:  # larger than the room in the ring: through the channel, which has no limit
+                head = RECORD.pack(len(payload), kind, index, started, elapsed)
+                self.channel.sendall(LARGE + head + payload)
 
-    def say(self, what: str, value: Any) -> None:
-        note = json.dumps([what, value]).encode()
-        self.report(NOTE, self.index, 0.0, 0.0, note)
+    def say(self, index: int, what: str, value: Any) -> None:
+        """Tell of a task; what a thread of it says after its end, the engine drops."""
+        if os.getpid() != self.pid:  # its memory is shared with this process
+            raise RuntimeError(
+                "Only the process of a task can tell of it; this one was forked by the task. "
+                "Return what there is to say, and tell it there."
+            )
+        self.report(NOTE, index, 0.0, 0.0, json.dumps([what, value]).encode())
         self.wake()
 
 

@@ -44,6 +44,7 @@ class Zygote:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
 
     def serve(self) -> None:
+        """Obey and bury until the scheduler goes, then kill what is left."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.control, selectors.EVENT_READ)
             selector.register(self.woken, selectors.EVENT_READ)
@@ -69,7 +70,13 @@ class Zygote:
             return False
         order = json.loads(data)
         if "fork" in order:
-            self.fork(order, *fds)
+            try:
+                self.fork(order, *fds)
+            except (OSError, TypeError):  # no memory or no process left; descriptors got lost
+                self.tell({"died": order["fork"], "status": 1})
+            finally:
+                for fd in fds:
+                    os.close(fd)
         else:
             for pid, number in self.workers.items():
                 if number == order["kill"]:
@@ -77,17 +84,17 @@ class Zygote:
         return True
 
     def fork(self, order: dict[str, Any], channel: int, memory: int) -> None:
+        """Fork a worker; in the child this never returns."""
         pid = os.fork()
         if pid == 0:
             self.become_worker(order, channel, memory)
         with suppress(OSError):  # both sides set it: whoever comes first
             os.setpgid(pid, pid)
-        os.close(channel)
-        os.close(memory)
         self.workers[pid] = order["fork"]
         self.tell({"born": order["fork"], "pid": pid})
 
     def become_worker(self, order: dict[str, Any], channel: int, memory: int) -> None:
+        """Be a worker in a group of its own, which dies with the zygote."""
         code = 1
         try:
             os.setpgid(0, 0)
@@ -141,6 +148,7 @@ class Zygote:
                 process.kill()
 
     def tell(self, message: dict[str, Any]) -> None:
+        """Send a message to the scheduler."""
         with suppress(OSError):  # the scheduler has gone: the next look at the channel shows it
             self.control.send(json.dumps(message).encode())
 

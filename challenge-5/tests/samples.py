@@ -130,6 +130,16 @@ def fork_and_return() -> str:
     return "parent"
 
 
+def close_descriptors(then: Any, marker: str | None = None) -> Any:
+    """Nothing is open any more; then it returns, or goes on for ever."""
+    os.closerange(3, 256)
+    if marker:
+        Path(marker).touch()
+    while then is None:
+        pass
+    return then
+
+
 def tell(marker: str) -> int:
     from context import current_task
 
@@ -192,3 +202,33 @@ def return_lock() -> Any:
     import threading
 
     return threading.Lock()
+
+
+class Acts:
+    """Does something while it is pickled or unpickled in another process than its own."""
+
+    def __init__(self, what: str, *, when_pickled: bool = False) -> None:
+        self.what, self.when_pickled, self.home = what, when_pickled, os.getpid()
+
+    def __reduce__(self) -> Any:
+        if self.when_pickled and os.getpid() == self.home:
+            act(self.what)
+        return _unpickle, (self.what, self.home)
+
+
+def _unpickle(what: str, home: int) -> str:
+    if os.getpid() != home:
+        act(what)
+    return what
+
+
+def act(what: str) -> None:
+    if what == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "exit":
+        sys.exit(5)
+    raise OSError("while pickling")
+
+
+def return_acting(what: str) -> Acts:
+    return Acts(what, when_pickled=True)

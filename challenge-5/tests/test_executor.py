@@ -163,6 +163,124 @@ def test_a_full_scheduler_makes_submit_wait_instead_of_failing(executor: Any) ->
     assert [future.result(20) for future in futures] == list(range(1_000))
 
 
+def test_a_future_runs_while_its_task_does_and_is_settled_once(
+    executor: Any, tmp_path: Path, soon: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    go, marker = tmp_path / "go", tmp_path / "marker"
+    future = executor.submit(samples.wait_for, str(go), str(marker))
+    soon(marker.exists)
+    assert (future.running(), future.done()) == (True, False)
+    go.touch()
+    future.result(10)
+    spinning = [executor.submit(samples.spin) for _ in range(3)]
+    threads = [threading.Thread(target=each.cancel) for each in spinning for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+
+    assert (future.running(), future.done()) == (False, True)
+    assert all(each.cancelled() for each in spinning)
+    assert [record for record in caplog.records if "future" in record.name] == []
+
+
+def test_a_future_may_be_cancelled_from_a_callback(executor: Any, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    other = executor.submit(samples.spin, str(marker))
+    said: list[bool] = []
+    first = executor.submit(samples.noop)
+    first.add_done_callback(lambda _: said.append(other.cancel()))
+
+    assert wait([first, other], 10).not_done == set()
+    assert (said, other.cancelled()) == ([True], True)
+
+
+def test_a_result_that_cannot_be_unpickled_here_is_the_error_of_its_future_only(
+    executor: Any,
+) -> None:
+    assert isinstance(executor.submit(samples.return_explosive).exception(10), RuntimeError)
+    assert executor.submit(samples.echo, 3).result(10) == 3
+
+
+@pytest.mark.parametrize("func", [samples.return_lock, samples.raise_unpicklable, samples.leave])
+def test_what_cannot_travel_back_is_the_error_of_its_future_only(executor: Any, func: Any) -> None:
+    error = executor.submit(func).exception(10)
+
+    assert type(error).__name__ in ("ResultNotSerializable", "RemoteError", "SystemExit")
+    assert executor.submit(samples.echo, 3).result(10) == 3
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [("crash", "WorkerCrashed"), ("exit", "SystemExit"), ("raise", "OSError")],
+)
+def test_what_happens_while_arguments_are_unpickled_is_the_error_of_that_future_only(
+    executor: Any, what: str, error: str
+) -> None:
+    others = [executor.submit(samples.echo, n) for n in range(20)]
+    bad = executor.submit(samples.echo, samples.Acts(what))
+
+    assert type(bad.exception(20)).__name__ == error
+    assert [future.result(20) for future in others] == list(range(20))
+    assert executor.submit(samples.echo, 5).result(10) == 5
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [("crash", "WorkerCrashed"), ("exit", "SystemExit"), ("raise", "ResultNotSerializable")],
+)
+def test_what_happens_while_a_result_is_pickled_is_the_error_of_that_future_only(
+    executor: Any, what: str, error: str
+) -> None:
+    bad = executor.submit(samples.return_acting, what)
+    others = [executor.submit(samples.echo, n) for n in range(20)]
+
+    assert type(bad.exception(20)).__name__ == error
+    assert [future.result(20) for future in others] == list(range(20))
+
+
+def test_a_shutdown_waits_for_calls_that_cannot_be_unpickled(
+    make_scheduler: Callable[..., Any],
+) -> None:
+    scheduler = make_scheduler().run()
+    with scheduler.as_executor() as executor:
+        futures = [executor.submit(samples.echo, samples.Acts("raise")) for _ in range(5)]
+
+    assert [type(future.exception(0)) for future in futures] == [OSError] * 5
+
+
+def test_a_future_cannot_be_set_from_outside_once_it_is_done(executor: Any) -> None:
+    future = executor.submit(samples.echo, 1)
+    future.result(10)
+    with pytest.raises(concurrent.futures.InvalidStateError):
+        future.set_result(2)
+    assert future.result(0) == 1
+
+
+def test_large_arguments_do_not_block_while_a_worker_dies(executor: Any) -> None:
+    large = bytes(2_000_000)
+    futures = [executor.submit(len, large) for _ in range(10)]
+    bad = executor.submit(samples.exit_now)
+    futures += [executor.submit(len, large) for _ in range(10)]
+
+    assert type(bad.exception(20)).__name__ == "WorkerCrashed"
+    assert [future.result(20) for future in futures] == [len(large)] * 20
+
+
+def test_futures_of_a_scheduler_that_ends_are_settled(
+    make_scheduler: Callable[..., Any], tmp_path: Path
+) -> None:
+    from utils import SchedulerClosed
+
+    scheduler = make_scheduler().run()
+    executor = scheduler.as_executor()
+    future = executor.submit(samples.wait_for, str(tmp_path / "never"))
+    scheduler.shutdown(wait=False)
+
+    assert isinstance(future.exception(10), SchedulerClosed)
+    executor.shutdown(cancel_futures=True)
+
+
 def test_options_of_the_view_are_those_of_its_tasks(make_scheduler: Callable[..., Any]) -> None:
     import os
 

@@ -73,7 +73,7 @@ class TestTimeouts:
         release = threading.Event()
 
         async def forever() -> None:
-            while True:
+            while not release.is_set():  # its loop is closed at the end of the test
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.Event().wait()
 
@@ -84,6 +84,33 @@ class TestTimeouts:
         assert thread.outcome(10).status == coroutine.outcome(10).status == "timed_out"
         assert scheduler.submit(Task(func=samples.add, args=(1, 1), kind="io")).result(10) == 2
         assert scheduler.get_statistics()["threads_abandoned"] == 1
+        release.set()
+
+    def test_a_coroutine_that_blocks_its_loop_does_not_hold_up_others_for_ever(
+        self, make_scheduler: Callable[..., Any], monkeypatch: Any
+    ) -> None:
+        import backends
+        from utils import Task
+
+        release = threading.Event()
+        entered = threading.Event()
+
+        async def block() -> None:
+            entered.set()
+            release.wait(60)
+
+        async def quick() -> int:
+            return 1
+
+        monkeypatch.setattr(backends, "LOOP_SECONDS", 0.05)
+        scheduler = make_scheduler(store=None).run()
+        blocking = scheduler.submit(Task(func=block, timeout=0.1))
+        assert entered.wait(10)
+        behind = [scheduler.submit(quick) for _ in range(5)]
+
+        assert blocking.outcome(10).status == "timed_out"
+        assert [handle.outcome(10).output for handle in behind] == [1] * 5
+        assert [handle.outcome(0).attempts for handle in behind] == [1] * 5
         release.set()
 
 

@@ -136,7 +136,7 @@ def test_nothing_of_a_failing_batch_is_kept(store: Any) -> None:
 
 
 def test_pages_go_back_in_time_and_filter(store: Any) -> None:
-    from journal import Filter
+    from store import Filter
 
     save(store, *(job(n, priority=n % 4, name=f"n{n % 2}") for n in range(1, 21)))
     bad = job(21, error='{"message": "the 100% reason"}')
