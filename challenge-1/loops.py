@@ -6,9 +6,11 @@ stay in the pane of their neighbour. The source is put together from numbers and
 what a spec says is only ever bound.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from msgspec import UNSET
 
 from aggregation import Summary, measure
 from shapes import Leaf, Tree
@@ -18,7 +20,7 @@ from windows import Window
 
 @dataclass
 class Column:
-    """A list of values that the loop collects, and what is made of it."""
+    """A list of values that is collected, and what is made of it."""
 
     alias: str
     leaf: Leaf
@@ -39,18 +41,21 @@ class Column:
         return self.leaf.numeric and self.leaf.strict
 
 
-def summariser(columns: Sequence[Column], window: Window) -> Callable[[Any], Summary]:
-    """What turns a bucket into sums: `append` methods of the lists of its columns.
+def are_numbered(window: Window, columns: Sequence[Column]) -> bool:
+    """Whether a bucket holds (number, event), to find back to the order of the log."""
+    return window.kind == "sliding" and any(each.ordered for each in columns)
 
-    Where no column has a value of every event, the last list has an entry for each.
-    """
-    numbered = window.kind == "sliding"
-    counter = counter_of(columns)
 
-    def summarise(bucket: Sequence[Any]) -> Summary:
-        lists = [append.__self__ for append in bucket]
-        summary = Summary(len(lists[counter]), {})
-        for column, entries in zip(columns, lists, strict=False):
+def summariser(columns: Sequence[Column], window: Window) -> Callable[[list[Any]], Summary]:
+    """What turns a bucket, the events of one pane and group, into sums."""
+    numbered = are_numbered(window, columns)
+    names: dict[str, Any] = {"UNSET": UNSET}
+    exec(_columns_source(columns, numbered=numbered), names)  # noqa: S102
+    columns_of = names["columns_of"]
+
+    def summarise(bucket: list[Any]) -> Summary:
+        summary = Summary(len(bucket), {})
+        for column, entries in zip(columns, columns_of(bucket), strict=True):
             if column.counted:
                 summary.counts[column.alias] = len(entries)
             if not entries:
@@ -69,9 +74,20 @@ def summariser(columns: Sequence[Column], window: Window) -> Callable[[Any], Sum
     return summarise
 
 
-def counter_of(columns: Sequence[Column]) -> int:
-    """Which list of a bucket has an entry for every event."""
-    return next((n for n, column in enumerate(columns) if column.always), len(columns))
+def _columns_source(columns: Sequence[Column], *, numbered: bool) -> str:
+    """`columns_of(bucket)`: the values of each column, those that there are."""
+    code = ["def columns_of(bucket):", "    return ("]
+    for column in columns:
+        each = f"for {'n, event' if numbered else 'event'} in bucket"
+        each += "".join(f" for {node} in ({step},)" for node, step in column.leaf.way)
+        value = column.leaf.place
+        if not column.always:
+            each += f" for x in ({value},) if x is not None and x is not UNSET"
+            value = "x"
+        if numbered and column.ordered:
+            value = f"(n, {value})"
+        code.append(f"        [{value} {each}],")
+    return "\n".join([*code, "    )"])
 
 
 def fold_source(
@@ -102,10 +118,8 @@ class _Loop:
         filters: bool,
     ) -> None:
         self.window = window
-        self.columns = columns
         self.filters = filters
-        self.numbered = window.kind == "sliding" and any(each.ordered for each in columns)
-        self.lists = len(columns) + (counter_of(columns) == len(columns))
+        self.numbered = are_numbered(window, columns)
         values = [f"v{n}" for n in range(len(groups))]
         self.key = values[0] if len(values) == 1 else f"({', '.join(values)})"
         self.group = f"({', '.join(values)}{',' if len(values) == 1 else ''})"
@@ -127,23 +141,10 @@ class _Loop:
             code.append("n += 1")
         return code
 
-    def appends(self, append: Callable[[int], str]) -> Iterator[str]:
-        for number, column in enumerate(self.columns):
-            place = column.leaf.place
-            ordered = self.window.kind == "sliding" and column.ordered
-            if column.always:
-                yield f"{append(number)}({f'(n, {place})' if ordered else place})"
-            else:
-                yield f"x = {place}"
-                entry = "(n, x)" if ordered else "x"
-                yield f"if x is not None and x is not UNSET: {append(number)}({entry})"
-        if self.lists > len(self.columns):
-            yield f"{append(len(self.columns))}(None)"
-
     def panes(self) -> list[str]:
         """Tumbling and sliding windows, and none: buckets by pane, then by group.
 
-        `get` looks into the pane from `low` to `high`, which is open; other events take the long
+        `rows` are those of the pane from `low` to `high`, which is open; other events take the long
         way, which finds the pane and asks whether it has closed windows.
         """
         windowed, pane = bool(self.window.pane), self.window.pane
@@ -157,7 +158,7 @@ class _Loop:
             code.append("    low = high = 0")
             code += [] if self.by_source else ["    last = None"]
         else:
-            code += ["    i = 0", "    get = data.setdefault(0, {}).get"]
+            code += ["    i = 0", "    rows = data.setdefault(0, {})"]
         body = [*self.begin(), *self.reads]
         if self.by_source:
             body += [f"s = {self.source}", "clock = windows.clocks.get(s) or windows.clock(s)"]
@@ -167,13 +168,13 @@ class _Loop:
             inner = [*self._find_pane(pane), *self._advance()]
             body += ["if t != last:", "    last = t", *(f"    {line}" for line in inner)]
         body += [
-            f"row = get({self.key})",
-            "if row is None:",
+            "try:",
+            f"    append = rows[{self.key}]",
+            "except KeyError:",
             *(["    clock.latest = latest"] if windowed and not self.by_source else []),
-            f"    row = bucket(windows, data, i, {self.key}, "
-            f"{'s' if self.by_source else repr('')}, clock, late, {self.lists})",
-            f"{', '.join(f'a{n}' for n in range(self.lists))}, = row",
-            *self.appends(lambda n: f"a{n}"),
+            f"    append = bucket(windows, data, i, {self.key}, "
+            f"{'s' if self.by_source else repr('')}, clock, late)",
+            f"append({'(n, event)' if self.numbered else 'event'})",
         ]
         code += ["    for event in events:", *(f"        {line}" for line in body)]
         if windowed and not self.by_source:
@@ -201,7 +202,7 @@ class _Loop:
             "    else:",
             f"        low = i * {pane}",
             f"        high = low + {pane}",
-            "    get = data.setdefault(i, {}).get",
+            "    rows = data.setdefault(i, {})",
         ]
 
     def _advance(self) -> list[str]:
@@ -229,10 +230,7 @@ class _Loop:
             "    continue",
             "windows.advance(windows.clock(s), s, t)",
             "touched[id(found[1])] = found",
-            "row = found[1].columns",
-            "if row is None:",
-            f"    row = found[1].columns = tuple([] for _ in range({self.lists}))",
-            *self.appends(lambda n: f"row[{n}].append"),
+            "found[1].events.append(event)",
         ]
         return [
             "def fold(events, windows):",
