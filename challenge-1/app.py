@@ -5,7 +5,7 @@ routes of the same path. Run it with `uvicorn app:app`, or with `python app.py` 
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
@@ -46,7 +46,7 @@ from models import (
     StatsAnswer,
     TopicAnswer,
 )
-from pages import Question, as_csv, as_ndjson, link_next, read_cursor, write_cursor
+from pages import Question, Reading, as_csv, as_ndjson, link_next, read_cursor, write_cursor
 from preview import preview
 from results import item_of
 from routes import IngestRoutes, StreamingPaths, problem_of, until
@@ -481,16 +481,15 @@ async def aggregates(
 ) -> AggregatePage:
     """Ordered by window, pipeline and group. Open windows are shown with `final` false."""
     after = read_cursor(cursor, (int, str, str, int)) if cursor else None
-    query = question.query(pipeline.projections, after=after, limit=limit)
-    rows = await run_in_threadpool(pipeline.store.aggregates, query)
-    following = write_cursor(rows[-1].cursor) if len(rows) == limit else None
+
+    def read() -> tuple[list[dict[str, Any]], list[Any]]:
+        return Reading(pipeline.store, pipeline.shown, question).page(after, limit)
+
+    items, end = await run_in_threadpool(read)
+    following = write_cursor(end) if end else None
     link_next(request, response, following)
-    items = [
-        AggregateItem.model_validate(item_of(pipeline.projections[row.pipeline], row))
-        for row in rows
-        if row.pipeline in pipeline.projections
-    ]
-    return AggregatePage(items=items, next=following)
+    return AggregatePage(items=[AggregateItem.model_validate(each) for each in items],
+                         next=following)  # fmt: skip
 
 
 @app.get(
@@ -513,16 +512,17 @@ async def export(
     question: Annotated[Question, Depends()],
     format_: Annotated[Literal["ndjson", "csv"], Query(alias="format")] = "ndjson",
 ) -> StreamingResponse:
-    """All that is asked for, of any length, in constant memory.
+    """All that is asked for, of any length, in constant memory; cut off, so that it cannot be taken
+    for whole, when the aggregates are built anew meanwhile.
 
     As CSV the parts of the group and the values of one pipeline have columns of their own.
     """
-    query = question.query(pipeline.projections, limit=1000)
-    write: Callable[..., Iterator[bytes]] = as_csv if format_ == "csv" else as_ndjson
-    media_type = "text/csv; charset=utf-8" if format_ == "csv" else "application/x-ndjson"
+    reading = await run_in_threadpool(Reading, pipeline.store, pipeline.shown, question)
+    question.query(reading.projections)  # a bad question is told before the answer begins
+    is_csv = format_ == "csv"
     return StreamingResponse(
-        write(pipeline.store, query, dict(pipeline.projections)),
-        media_type=media_type,
+        as_csv(reading, question.pipeline) if is_csv else as_ndjson(reading),
+        media_type="text/csv; charset=utf-8" if is_csv else "application/x-ndjson",
         headers={"Content-Disposition": f'attachment; filename="aggregates.{format_}"'},
     )
 

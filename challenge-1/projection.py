@@ -8,6 +8,7 @@ spec at hand (`loops.py`).
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from msgspec import UNSET, Struct
@@ -63,6 +64,11 @@ class Projection:
     levels: int = 1  # objects that every valid event opens
     strict: bool = False  # built in: absent and null are refused
     built_in: bool = False
+
+    @cached_property
+    def text(self) -> str | None:
+        """The spec as it stands in the log."""
+        return self.spec.canonical() if self.spec else None
 
     def arrived(self, events: Iterable[Any], arrival: int) -> None:
         """Give events without a time of their own that of their arrival, in microseconds."""

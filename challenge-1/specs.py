@@ -53,6 +53,9 @@ class Condition(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> "Condition":
         value = self.value
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and any("\ud800" <= each <= "\udfff" for each in text):
+                raise ValueError("A text to compare with holds half of a UTF-16 pair.")
         if self.cmp == "in":
             if not isinstance(value, list) or not 1 <= len(value) <= 1000:
                 raise ValueError("`in` needs a list of 1 to 1,000 values.")
@@ -91,7 +94,7 @@ class Aggregation(BaseModel):
 class WindowSpec(BaseModel):
     """How the stream is cut; times are event times where `event_time` is given."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     kind: Literal["tumbling", "sliding", "session", "none"]
     size_seconds: float | None = None

@@ -231,6 +231,7 @@ class Pipeline:
         self.projections: dict[str, Projection] = {}
         self.decoders: dict[str, Decoder] = {}
         self.put_at: dict[str, int] = {}  # where the log says that the pipeline is there
+        self._changes: dict[str, Appended] = {}  # of pipelines, on their way to the disk
         self.totals: dict[str, Totals] = {}
         self._submitted: set[Appended] = set()
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
@@ -350,7 +351,7 @@ class Pipeline:
         self.totals[name] = Totals()
 
     def _abandon(self, name: str) -> None:
-        for part in self._registry().values():
+        for part in (self.projections, self.decoders, self.put_at, self.totals):
             part.pop(name, None)
 
     def _horizon(self) -> int:
@@ -367,7 +368,8 @@ class Pipeline:
 
     def check_current(self, projection: Projection) -> None:
         """Raise PipelineConflict when the pipeline was put anew or deleted in the meantime."""
-        if self.projections.get(projection.name) is not projection:
+        name = projection.name
+        if name in self._changes or self.projections.get(name) is not projection:
             raise PipelineConflict(
                 "The pipeline was changed or deleted while this came in; nothing of it was kept."
             )
@@ -410,28 +412,40 @@ class Pipeline:
         self, name: str, kind: int, message: Put | Drop, projection: Projection | None
     ) -> None:
         """Log the change. What was read for the old pipeline cannot be committed behind it."""
-        before = {key: part.get(name) for key, part in self._registry().items()}
-        self._abandon(name)
-        try:
-            promise = self.queue.submit(kind, encode(message))
-            self._submitted.add(promise)
-            promise.add_done_callback(self._submission_settled)
-            promise.add_done_callback(self._wake)
-            _, end = await asyncio.shield(promise)
-        except BaseException:
-            for key, part in self._registry().items():
-                if before[key] is not None:
-                    part[name] = before[key]
-            raise
-        if projection is not None:
-            self._adopt(projection, end)
+        promise = self._submit_alone(kind, message)
+        self._changes[name] = promise
+        promise.add_done_callback(partial(self._change_settled, name, projection))
+        _, end = await asyncio.shield(promise)
         await self.applied(end)
 
-    def _registry(self) -> dict[str, dict[str, Any]]:
-        return {
-            "projections": self.projections, "decoders": self.decoders, "put_at": self.put_at,
-            "totals": self.totals,
-        }  # fmt: skip
+    def _change_settled(self, name: str, projection: Projection | None, promise: Appended) -> None:
+        del self._changes[name]
+        if promise.exception() is not None:
+            return
+        if projection is not None:
+            self._adopt(projection, promise.result()[1])
+        else:
+            self._abandon(name)
+
+    async def current(self, name: str) -> Projection:
+        """The pipeline of this name, once a change under way is durable; raises PipelineUnknown."""
+        while (change := self._changes.get(name)) is not None:
+            await asyncio.wait([change])
+        return self.projection(name)
+
+    def shown(self) -> dict[int, Projection]:
+        """What is read now, by build: the projections its rows were made by; blocking.
+
+        A pipeline that was put anew has the old rows until the applier comes to it.
+        """
+        found: dict[int, Projection] = {}
+        for build in self.store.builds():
+            if build.shadow:
+                continue
+            known = self.projections.get(build.name)
+            is_it = known and (known.spec is None or known.built_in or known.text == build.spec)
+            found[build.id] = known if known and is_it else self._compile(build.name, build.spec)
+        return found
 
     async def rebuild(self, name: str, origin: int) -> int:
         """Ask for the aggregates to be built anew from a position of the log; tell where that is.
@@ -589,6 +603,14 @@ class Pipeline:
         if key is not None:
             self.answers.submitted(key)
             promise.add_done_callback(partial(self._answer_settled, key, receipt))
+        return promise
+
+    def _submit_alone(self, kind: int, message: Put | Drop | Rebuild | Idle) -> Appended:
+        """Hand a message to the log that is no batch; the applier reads it there."""
+        promise = self.queue.submit(kind, encode(message))
+        self._submitted.add(promise)
+        promise.add_done_callback(self._submission_settled)
+        promise.add_done_callback(self._wake)
         return promise
 
     def _submission_settled(self, promise: Appended) -> None:
@@ -853,7 +875,8 @@ class IngestQueue:
         The pipeline is `events` for an event with an `event_id`, else `webhook`.
         """
         owner = self._pipeline
-        projection = owner.projection(pipeline or ("events" if "event_id" in event else "webhook"))
+        name = pipeline or ("events" if "event_id" in event else "webhook")
+        projection = await owner.current(name)
         reader = owner.reader(projection, "json")
         try:
             blocks = [*reader.feed(msgspec.json.encode(event)), *reader.finish()]

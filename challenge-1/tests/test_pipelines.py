@@ -44,7 +44,18 @@ def order(number: int, at: float = T0, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def client(server: Any) -> Any:
+def client(shared_server: Any) -> Any:
+    """Of a server that others have used; the pipelines they put are gone."""
+    with shared_server.client() as client:
+        yield client
+        for each in client.get("/pipelines").json()["items"]:
+            if not each["built_in"]:
+                client.delete(f"/pipelines/{each['name']}")
+
+
+@pytest.fixture
+def fresh(server: Any) -> Any:
+    """Of a server of its own."""
     with server.client() as client:
         yield client
 
@@ -178,6 +189,10 @@ class TestData:
             ({"window": {"kind": "tumbling"}}, "size_seconds"),
             ({"window": {"kind": "sliding", "size_seconds": 5, "slide_seconds": 9}}, "lost"),
             ({"window": {"kind": "hopping", "size_seconds": 5}}, "Input should be"),
+            ({"window": {"kind": "tumbling", "size_seconds": True}}, "valid number"),
+            ({"window": {"kind": "tumbling", "size_seconds": "5"}}, "valid number"),
+            ({"where": [{"field": "state", "cmp": "eq", "value": "\ud800"}]}, "UTF-16"),
+            ({"where": [{"field": "state", "cmp": "in", "value": ["\ud800"]}]}, "UTF-16"),
             ({"unknown": 1}, "Extra inputs"),
         ],
     )
@@ -185,7 +200,10 @@ class TestData:
         self, shared_server: Any, change: dict[str, Any], pointer: str
     ) -> None:
         with shared_server.client() as client:
-            answer = put(client, "bad", spec(**change))
+            answer = client.put(
+                "/pipelines/bad", content=json.dumps(spec(**change)),
+                headers={"content-type": "application/json"},
+            )  # fmt: skip
 
         assert answer.status_code == 422
         assert pointer in answer.text
