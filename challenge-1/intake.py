@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 INLINE_BYTES: Final = 256 * 1024  # larger bodies are staged in a file of their own
 STAGED_SYNC_BYTES: Final = 16 * 1024 * 1024
 KEYS_PER_TURN: Final = 2_000  # of an upload, before other requests get a turn
+LETTER_BYTES: Final = 200  # what is kept of a rejected record beside its bytes
 REPORTED_ERRORS: Final = 20
 
 
@@ -59,7 +60,8 @@ class Intake:
             await self._stage(block)
             return
         self._blocks.append(block)
-        self._held_bytes += len(block.raw) + sum(len(each.raw) for each in block.rejected)
+        self._held_bytes += len(block.raw)
+        self._held_bytes += sum(LETTER_BYTES + len(each.raw) for each in block.rejected)
         if self._held_bytes > INLINE_BYTES:
             self._path = self._pipeline.uploads / uuid.uuid4().hex
             blocks, self._blocks = self._blocks, []

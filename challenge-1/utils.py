@@ -252,10 +252,12 @@ class Pipeline:
         live = {upload.name for upload in self.store.uploads()}
         self.queue_position = self.store.position()
         if self.queue_position > self.queue.end:
-            raise QueueError(
-                f"The database has applied the log up to {self.queue_position:,}, but the log ends "
-                f"at {self.queue.end:,}: DB_PATH and QUEUE_DIR do not belong together."
-            )
+            if not self.queue.statistics().torn_bytes:
+                raise QueueError(
+                    f"The database has applied the log up to {self.queue_position:,}, but the log "
+                    f"ends at {self.queue.end:,}: DB_PATH and QUEUE_DIR do not belong together."
+                )
+            self.queue.skip_to(self.queue_position)  # its damaged end had been applied
         for message in self.queue.read(self.queue_position):
             if message.kind == BATCH:
                 self._recover_batch(decode_batch(message.payload), message.end)
@@ -413,11 +415,7 @@ class Pipeline:
         before = {key: part.get(name) for key, part in self._registry().items()}
         self._abandon(name)
         try:
-            promise = self.queue.submit(kind, encode(message))
-            self._submitted.add(promise)
-            promise.add_done_callback(self._submission_settled)
-            promise.add_done_callback(self._wake)
-            _, end = await asyncio.shield(promise)
+            _, end = await asyncio.shield(self._submit_alone(kind, message))
         except BaseException:
             for key, part in self._registry().items():
                 if before[key] is not None:
@@ -444,11 +442,11 @@ class Pipeline:
             raise PipelineConflict(f"`from` is a position of the log, which ends at {end}.")
         if any(build.shadow and build.name == name for build in self.store.builds()):
             raise PipelineConflict("A rebuild of this pipeline is under way; wait for its end.")
-        message = Rebuild(name, max(origin, first))
-        promise = self.queue.submit(REBUILD, encode(message))
-        promise.add_done_callback(self._submission_settled)
-        promise.add_done_callback(self._wake)
-        _, position = await asyncio.shield(promise)
+        if origin < end:
+            origin = await asyncio.to_thread(self.topics.message_at, origin)
+        _, position = await asyncio.shield(
+            self._submit_alone(REBUILD, Rebuild(name, max(origin, first)))
+        )
         await self.applied(position)
         return position
 
@@ -516,7 +514,7 @@ class Pipeline:
     @property
     def backlog_events(self) -> int:
         """Events that are acknowledged and not yet aggregated."""
-        return self.accepted_events - self.applied_events
+        return self.accepted_events - self.applied_events if self.backlog_bytes else 0
 
     def get_resource_metrics(self) -> dict[str, Any]:
         """What the process and the pipeline use now."""
@@ -589,6 +587,14 @@ class Pipeline:
         if key is not None:
             self.answers.submitted(key)
             promise.add_done_callback(partial(self._answer_settled, key, receipt))
+        return promise
+
+    def _submit_alone(self, kind: int, message: Put | Drop | Rebuild | Idle) -> Appended:
+        """Hand a message to the log that is no batch; the applier reads it there."""
+        promise = self.queue.submit(kind, encode(message))
+        self._submitted.add(promise)
+        promise.add_done_callback(self._submission_settled)
+        promise.add_done_callback(self._wake)
         return promise
 
     def _submission_settled(self, promise: Appended) -> None:
@@ -716,18 +722,21 @@ class Pipeline:
         """Send the kept records through their pipelines of today; each comes to life at most once.
 
         Those that are refused again stay where they are. What came to life is counted as what it
-        became, and no longer as what it was.
+        became, and no longer as what it was; what is too late once more is a new dead letter, and
+        is left for another time.
         """
         done = {"replayed": 0, "duplicates": 0, "failed": 0, "skipped": 0}
         async with self._replaying:
-            after = 0
-            while letters := await asyncio.to_thread(
-                self.store.dead_letters, after, REPLAYED_AT_ONCE, pipeline, code
+            after, end = 0, self.store.topic("dead-letters").next
+            while after + 1 < end and (
+                letters := await asyncio.to_thread(
+                    self.store.dead_letters, after, REPLAYED_AT_ONCE, pipeline, code
+                )
             ):
                 after = letters[-1].id
                 by_name: dict[str, list[DeadLetter]] = {}
                 for letter in letters:
-                    if letter.id in self._revived:
+                    if letter.id in self._revived or letter.id >= end:
                         continue
                     if letter.record.whole and letter.pipeline in self.projections:
                         by_name.setdefault(letter.pipeline, []).append(letter)
@@ -794,10 +803,7 @@ class Pipeline:
 
         def submit() -> None:
             if self._applier is not None and self.queue_works:
-                promise = self.queue.submit(IDLE, encode(idle))
-                self._submitted.add(promise)
-                promise.add_done_callback(self._submission_settled)
-                promise.add_done_callback(self._wake)
+                self._submit_alone(IDLE, idle)
 
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(submit)
