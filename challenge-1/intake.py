@@ -70,7 +70,7 @@ class Intake:
 
     async def _stage(self, block: Block) -> None:
         """Write a block to the upload's own file, framed like the log."""
-        hash_key, ids = self._pipeline.key_hash, self._projection.ids
+        hash_key, ids = self._pipeline.claims.hash, self._projection.ids
         keys = map(hash_key, ids(block.events)) if ids else ()
         batch = Batch(
             self._projection.name, self._arrival, block.raw, len(block.events), pack_keys(keys),
@@ -118,7 +118,7 @@ class Intake:
             await asyncio.to_thread(self._close_file)
             if self._projection.ids is None:
                 return await self._publish(status, key, b"", {}, None)
-            async with pipeline.merging:
+            async with pipeline.claims.merging:
                 await pipeline.settled()  # keys that are not certain yet
                 newer = SeenKeys(pipeline.dedupe_keys)
                 skip, duplicates = await self._find_duplicates(newer)
@@ -138,7 +138,7 @@ class Intake:
         assert path is not None  # noqa: S101  (only staged bodies come here)
         skip = bytearray()
         duplicates: dict[str, int] = {}
-        seen = pipeline.seen
+        seen = pipeline.claims.seen
         for batch in read_upload(path):
             found = []
             for place, key in enumerate(unpack_keys(batch.keys)):
@@ -156,7 +156,9 @@ class Intake:
         self, batch: Batch, found: list[int], skip: bytearray, duplicates: dict[str, int]
     ) -> None:
         projection = self._projection
-        events = self._pipeline.decoders[projection.name].accepted(batch.body, batch.arrival)
+        events = self._pipeline.catalogue.decoders[projection.name].accepted(
+            batch.body, batch.arrival
+        )
         sources = projection.sources(events) if projection.sources else [""] * len(events)
         for place in found:
             duplicates[sources[place]] = duplicates.get(sources[place], 0) + 1
@@ -175,7 +177,7 @@ class Intake:
         newer: SeenKeys | None,
     ) -> Receipt:
         pipeline = self._pipeline
-        pipeline.check_current(self._projection)
+        pipeline.catalogue.check_current(self._projection)
         repeated = sum(duplicates.values())
         receipt = Receipt(
             self.accepted, self.rejected, repeated, self.errors, status, filtered=self.filtered
@@ -188,7 +190,9 @@ class Intake:
         )  # fmt: skip
         promise = pipeline.submit(UPLOAD, upload, key, receipt)
         self._path = None  # from here on the log decides whether the file stays
-        promise.add_done_callback(partial(pipeline.upload_settled, upload, newer, receipt))
+        if newer is not None:
+            pipeline.claims.claim_upload(newer, promise)
+        promise.add_done_callback(partial(pipeline.upload_settled, upload, receipt))
         await asyncio.shield(promise)
         return receipt
 

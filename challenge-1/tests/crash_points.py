@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,16 +34,18 @@ class Disk:
         self._announce = announce
         self._one_at_a_time = threading.RLock()
         self._opened: dict[int, Path] = {}
-        self._is_watching = False
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Every durable step below the directory is a step from here on."""
         watched = (self._open, self._write, self._fsync, self._fdatasync, self._truncate,
                    self._unlink, self._replace, self._mkdir)  # fmt: skip
-        with mock.patch.multiple(os, **{each.__name__[1:]: each for each in watched}):
-            with mock.patch.object(sqlite3, "connect", self._connect):
-                yield
+        functions = {each.__name__[1:]: each for each in watched}
+        connect = mock.patch.object(sqlite3, "connect", self._connect)
+        with connect, ExitStack() as patches:
+            for name, function in functions.items():
+                patches.enter_context(mock.patch.object(os, name, function))
+            yield
 
     @contextmanager
     def _step(self, what: str, path: Path) -> Iterator[None]:
