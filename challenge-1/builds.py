@@ -87,14 +87,14 @@ class Chunk:
         folded = projection.fold(self.events, live.windows)
         changes.deltas += [(build.id, build.name, delta) for delta in folded.deltas]
         live.take_clocks(changes)
-        total = changes.total(build.name, "")
+        total = changes.total(build.name)
         total.late += len(folded.dropped)
         total.revised += folded.revised
         if projection.sources:
             for source, count in Counter(projection.sources(self.events)).items():
-                changes.total(build.name, source).accepted += count
+                changes.by_source(build.name, source).accepted += count
             for source, count in Counter(projection.sources(folded.dropped)).items():
-                changes.total(build.name, source).late += count
+                changes.by_source(build.name, source).late += count
         if folded.dropped:
             self._bury(folded.dropped, changes)
         self.events, self.batches, self.spoken = [], [], {}

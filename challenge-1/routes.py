@@ -76,7 +76,7 @@ def ingest(name: str, keys: list[bytes]) -> Callable[[Scope, Receive, Send], Awa
         started = time.monotonic()
         pipeline: Pipeline = scope["app"].state.pipeline
         try:
-            projection = await pipeline.current(name)
+            projection = await pipeline.catalogue.current(name)
             query = scope["query_string"]
             asked = parse_qs(query.decode("latin-1"), max_num_fields=8) if query else {}
             receipt, repeated = await _take(pipeline, projection, scope, receive, asked, keys)

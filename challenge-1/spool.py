@@ -28,7 +28,7 @@ from typing import Final, Protocol
 MAGIC: Final = b"\xc5\x5c"
 HEADER: Final = struct.Struct("<2sBBIQI")
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
-MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
+MAX_FRAME_BYTES: Final = 32 * 1024 * 1024
 READ_BYTES: Final = 256 * 1024
 QUICK_SYNC_SECONDS: Final = 0.0008  # about four thread switches of a busy process
 GATHERED_MESSAGES: Final = 256  # share a sync at most before it is begun
@@ -126,8 +126,14 @@ class MessageQueue(Protocol):
         ...
 
 
+def _too_long(payload: bytes) -> QueueError:
+    return QueueError(f"A message of {len(payload):,} bytes is more than a frame holds.")
+
+
 def encode_frame(kind: int, position: int, payload: bytes) -> bytes:
-    """The frame as it stands on disk."""
+    """The frame as it stands on disk; raises QueueError for more than a frame holds."""
+    if len(payload) > MAX_FRAME_BYTES:
+        raise _too_long(payload)
     crc = zlib.crc32(payload, zlib.crc32(b"%d:%d" % (kind, position)))
     return HEADER.pack(MAGIC, kind, 0, len(payload), position, crc) + payload
 
@@ -173,7 +179,7 @@ class FileQueue:
         be cancelled. Messages become durable, and their promises true, in the order of the calls.
         """
         if len(payload) > MAX_FRAME_BYTES:
-            raise QueueError(f"A message of {len(payload):,} bytes is more than a frame holds.")
+            raise _too_long(payload)
         promise: Appended = asyncio.get_running_loop().create_future()
         self._pending.append((kind, payload, promise))
         if self._committing is None:
@@ -301,8 +307,17 @@ class FileQueue:
             self._torn_bytes += torn
             os.truncate(path, end - self._base)
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | SAFE_FLAGS)
-        # What a killed process wrote but did not sync may be in memory only.
+        # What a killed process made or wrote but did not sync may be in memory only.
         self._sync(self._fd)
+        sync_directory(self.directory)
+
+    def skip_to(self, position: int) -> None:
+        """Go on from a position beyond the end: what stood before it is damaged."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._corrupt.add(self._end)
+        self._end = position
+        self._start_segment()
 
     # --- reading ---
 
@@ -312,17 +327,22 @@ class FileQueue:
         Damaged frames are skipped and counted once in `statistics().corrupt_frames`.
         """
         limit = self._end if limit is None else limit
-        for index, base in enumerate(list(self._bases)):
-            following = self._bases[index + 1] if index + 1 < len(self._bases) else self._end
+        bases = list(self._bases)
+        for base, following in zip(bases, [*bases[1:], limit], strict=False):
             if following <= position or base >= limit:
                 continue
-            for found in self._scan(base, max(base, position)):
+            reached = max(base, position)
+            for found in self._scan(base, reached):
                 if isinstance(found, int):
                     self._corrupt.add(found)
                     continue
                 if found.start >= following or found.end > limit:
                     break  # behind it lies what was refused and could not be cut off
                 yield found
+                reached = found.end
+            else:
+                if reached < min(following, limit):
+                    self._corrupt.add(reached)  # with nothing whole behind it in its segment
 
     def _scan(self, base: int, position: int) -> Iterator[Message | int]:
         """Yield messages, and the position of each stretch of damage that whole frames follow."""
@@ -499,12 +519,15 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def make_directory(directory: Path) -> None:
-    """Create a directory for this user alone; refuse one that is a link."""
+    """Create a directory for this user alone, durably; refuse one that is a link."""
+    missing = [each for each in directory.parents if not each.exists()]
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if stat.S_ISLNK(directory.lstat().st_mode):
         raise QueueError(
             "The queue's directory is a link; links are not followed. Name its target."
         )
+    for each in (directory, *missing):  # also one that a killed process has made just now
+        sync_directory(each.parent)
 
 
 def sync_directory(directory: Path) -> None:

@@ -133,9 +133,13 @@ class Changes:
     describe: "Callable[[Aggregate], bytes] | None" = None
     now: int = 0
 
-    def total(self, pipeline: str, source: str) -> Totals:
-        """The counts of a source, to be added to."""
-        return self.totals.setdefault((pipeline, source), Totals())
+    def total(self, pipeline: str) -> Totals:
+        """The counts of a pipeline, to be added to."""
+        return self.totals.setdefault((pipeline, ""), Totals())
+
+    def by_source(self, pipeline: str, source: str) -> Totals:
+        """Those of one of its sources; one without a name is counted with its pipeline only."""
+        return self.totals.setdefault((pipeline, source), Totals()) if source else Totals()
 
 
 @dataclass

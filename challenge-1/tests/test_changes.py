@@ -67,7 +67,7 @@ class TestWriting:
 
             assert pipeline.projection("orders") is old
             with pytest.raises(PipelineConflict):
-                pipeline.check_current(old)
+                pipeline.catalogue.check_current(old)
             receipt = await pipeline.ingest_q.put({"shop": "a", "amount": 7}, "orders")
 
             assert await change
@@ -82,12 +82,12 @@ class TestWriting:
             await pipeline.start_workers()
             made = asyncio.ensure_future(pipeline.put_pipeline("orders", parse_spec(OLD)))
             await asyncio.sleep(0)
-            assert (await pipeline.current("orders")).name == "orders"
+            assert (await pipeline.catalogue.current("orders")).name == "orders"
             await made
             gone = asyncio.ensure_future(pipeline.delete_pipeline("orders"))
             await asyncio.sleep(0)
             with pytest.raises(PipelineUnknown):
-                await pipeline.current("orders")
+                await pipeline.catalogue.current("orders")
             await gone
 
     async def test_a_change_whose_caller_has_left_happens_nevertheless(
@@ -101,7 +101,7 @@ class TestWriting:
             await asyncio.sleep(0)
             change.cancel()
 
-            assert (await pipeline.current("orders")).spec == parse_spec(NEW)
+            assert (await pipeline.catalogue.current("orders")).spec == parse_spec(NEW)
 
     async def test_a_change_that_the_disk_refuses_leaves_the_pipeline_as_it_was(
         self, make_pipeline: Callable[..., Pipeline]
@@ -118,8 +118,21 @@ class TestWriting:
             with pytest.raises(QueueRefused):
                 await pipeline.put_pipeline("orders", parse_spec(NEW), replace=True)
             full = False
-            assert (await pipeline.current("orders")).spec == parse_spec(OLD)
+            assert (await pipeline.catalogue.current("orders")).spec == parse_spec(OLD)
             assert (await pipeline.ingest_q.put({"shop": "a", "amount": 7}, "orders")).accepted == 1
+
+    async def test_a_body_that_is_still_coming_when_its_pipeline_goes_is_refused_as_a_conflict(
+        self, make_pipeline: Callable[..., Pipeline]
+    ) -> None:
+        async with make_pipeline() as pipeline:
+            await filled(pipeline)
+            begun = pipeline.projection("orders")
+            await pipeline.delete_pipeline("orders")
+
+            with pytest.raises(PipelineConflict):
+                pipeline.reader(begun, "ndjson")
+            with pytest.raises(PipelineConflict):
+                pipeline.read_whole(begun, "json", b'{"shop": "a", "amount": 1}')
 
 
 class TestReading:

@@ -501,3 +501,145 @@ async def test_what_is_not_applied_or_still_rebuilt_from_is_never_dropped(
         assert pipeline.queue.statistics().segments == 1
         assert counted(pipeline, "webhook") == 100
         await pipeline.stop_workers()
+
+
+def orders(**changes: Any) -> Any:
+    return parse_spec(
+        {"select": {"k": "k"}, "event_time": "t", "event_id": "id", "group_by": ["k"],
+         "aggregates": [{"op": "count"}], "window": {"kind": "tumbling", "size_seconds": 10},
+         **changes}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [3, 4000])
+async def test_duplicates_of_a_pipeline_without_sources_are_counted_once(
+    make_pipeline: Callable[..., Pipeline], size: int
+) -> None:
+    body = lines([{"id": n, "k": "k" * 100, "t": 1_700_000_000} for n in range(size)])
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", orders())
+        for _ in range(2):
+            await ingest(pipeline, "p", body)
+        await pipeline.stop_workers()
+    with make_pipeline() as pipeline:
+        totals = pipeline.totals["p"]
+        assert (totals.accepted, totals.duplicates, totals.received) == (size, size, 2 * size)
+
+
+async def test_a_source_without_a_name_is_counted_once(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        spec = orders(select={"source": "k"}, group_by=["source"])
+        await pipeline.put_pipeline("p", spec)
+        await ingest(pipeline, "p", lines([{"id": n, "k": "", "t": 1e9} for n in range(5)]))
+        await pipeline.stop_workers()
+        assert pipeline.store.totals()["p", ""].accepted == 5
+
+
+async def test_replayed_dead_letters_that_are_late_once_more_do_not_go_round(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", orders(event_id=None))
+        for t in (1_700_000_100, *range(1_700_000_000, 1_700_000_005)):
+            await ingest(pipeline, "p", lines([{"k": "a", "t": t}]))
+        await pipeline.applied(pipeline.queue.end)
+
+        done = await asyncio.wait_for(pipeline.replay_dead_letters(), 20)
+
+        assert done["replayed"] == 5
+        assert len(pipeline.store.dead_letters(0, 100)) == 5
+        totals = pipeline.store.totals()["p", ""]
+        assert (totals.accepted, totals.late) == (6, 5)
+        await pipeline.stop_workers()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_bit_that_flips_in_the_applied_end_of_the_log_stops_nothing(
+    make_pipeline: Callable[..., Pipeline], times: int
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        for n in range(3):
+            await pipeline.ingest_q.put(measurement(n))
+        await pipeline.stop_workers()
+    (segment,) = (pipeline.queue_dir / "ingest").glob("*.seg")
+    damaged = bytearray(segment.read_bytes())
+    damaged[-5] ^= 1
+    segment.write_bytes(damaged)
+
+    for n in range(times):  # also when it ends before anything more is accepted
+        with make_pipeline() as again:
+            assert again.queue.statistics().torn_bytes or n
+            assert again.queue.end == again.queue_position
+    with make_pipeline() as again:
+        await again.start_workers()
+        await again.ingest_q.put(measurement(3))
+        await again.stop_workers()
+        assert counted(again, "webhook") == 4
+
+
+async def test_damage_with_nothing_whole_behind_it_is_reported_and_holds_nothing_up(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        for n in range(3):
+            await pipeline.ingest_q.put(measurement(n))
+        (segment,) = (pipeline.queue_dir / "ingest").glob("*.seg")
+        damaged = bytearray(segment.read_bytes())
+        damaged[-5] ^= 1
+        segment.write_bytes(damaged)
+
+        await pipeline.start_workers()
+        await asyncio.wait_for(pipeline.applied(pipeline.queue.end), 20)
+
+        assert counted(pipeline, "webhook") == 2
+        assert pipeline.queue.statistics().corrupt_frames == 1
+        assert (pipeline.backlog_events, pipeline.backlog_bytes) == (0, 0)
+        await pipeline.stop_workers()
+
+
+async def test_a_replay_from_inside_a_message_takes_it_whole_and_reports_no_damage(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", orders())
+        spans = []
+        for n in range(3):
+            receipt = await ingest(pipeline, "p", lines([{"id": n, "k": "a", "t": 1e9}]))
+            spans.append(receipt.position)
+        await pipeline.rebuild("p", spans[0] + 5)
+        await asyncio.wait_for(pipeline.rebuilt("p"), 20)
+
+        (row,) = pipeline.store.aggregates(AggregateQuery(pipeline="p"))
+        assert row.count == 2
+        assert pipeline.queue.statistics().corrupt_frames == 0
+        await pipeline.stop_workers()
+
+
+async def test_the_largest_event_that_can_be_set_is_counted(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    largest = 16 * 1024 * 1024
+    with make_pipeline(max_event_bytes=largest) as pipeline:
+        await pipeline.start_workers()
+        document = {**measurement(), "pad": ""}
+        document["pad"] = "x" * (largest - len(lines([document])))
+        receipt = await ingest(pipeline, "webhook", lines([document]))
+        await pipeline.stop_workers()
+        assert (receipt.accepted, counted(pipeline, "webhook")) == (1, 1)
+
+
+async def test_a_body_of_nothing_but_tiny_mistakes_is_kept_within_its_bounds(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        receipt = await ingest(pipeline, "webhook", b"x\n" * 300_000)
+        await pipeline.stop_workers()
+        assert receipt.rejected == pipeline.store.totals()["webhook", ""].rejected == 300_000

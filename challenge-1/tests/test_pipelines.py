@@ -129,6 +129,24 @@ class TestData:
         (row,) = rows(client, "orders")
         assert row["values"]["count"] == 1
 
+    @pytest.mark.parametrize("padding", [0, 400])
+    def test_an_id_is_known_to_the_pipeline_that_took_it_and_to_no_other(
+        self, make_server: Callable[[], Any], padding: int
+    ) -> None:
+        server = make_server().start()
+        body = [order(n) | {"padding": "x" * padding} for n in range(2000)]
+        with server.client() as client:
+            for name in ("orders", "invoices"):
+                put(client, name, spec())
+                assert send(client, name, body)["accepted"] == 2000
+            assert send(client, "orders", body[:5])["duplicates"] == 5
+        server.kill()
+        server.start()
+        with server.client() as client:
+            put(client, "others", spec())
+            assert send(client, "others", body[:5])["accepted"] == 5
+            assert send(client, "invoices", body[-5:])["duplicates"] == 5
+
     def test_the_time_and_the_id_may_be_selected_as_well_while_nothing_adds_them_up(
         self, client: httpx2.Client
     ) -> None:
@@ -280,19 +298,19 @@ class TestMeaning:
         assert bad.json()["rejected"] == 3
 
     def test_late_events_revise_then_are_dead_letters_and_the_counts_add_up(
-        self, client: httpx2.Client
+        self, fresh: httpx2.Client
     ) -> None:
-        put(client, "orders", spec())
+        put(fresh, "orders", spec())
         for number, second in enumerate([1, 15, 3, 30, 4, 12], 1):
-            send(client, "orders", order(number, T0 + second))
+            send(fresh, "orders", order(number, T0 + second))
 
-        first, second, third = rows(client, "orders")
+        first, second, third = rows(fresh, "orders")
         assert (first["values"]["count"], first["revision"], first["final"]) == (2, 2, True)
         assert (second["values"]["count"], second["revision"], second["final"]) == (2, 2, False)
         assert (third["revision"], third["final"]) == (1, False)
-        (letter,) = client.get("/dead-letters").json()["items"]
+        (letter,) = fresh.get("/dead-letters").json()["items"]
         assert (letter["code"], json.loads(letter["text"])["order"]["id"]) == ("late", 5)
-        stats = client.get("/stats").json()
+        stats = fresh.get("/stats").json()
         assert (stats["received"], stats["aggregated"], stats["late"], stats["revised"]) == (
             6,
             5,
@@ -313,20 +331,20 @@ class TestMeaning:
         finals = {row["group"]["source"]: row["final"] for row in rows(client, "sources")}
         assert finals == {"a": False, "b": False}
 
-    def test_a_quiet_stream_closes_its_last_window(self, client: httpx2.Client) -> None:
+    def test_a_quiet_stream_closes_its_last_window(self, fresh: httpx2.Client) -> None:
         for kind, size in (
             ("tumbling", {"size_seconds": 10}),
             ("sliding", {"size_seconds": 20, "slide_seconds": 10}),
             ("session", {"gap_seconds": 3}),
         ):
             window = {"kind": kind, **size, "idle_timeout_seconds": 0.2}
-            put(client, kind, spec(window=window))
-            client.post(f"/pipelines/{kind}/events", json=order(1, id=kind))
+            put(fresh, kind, spec(window=window))
+            fresh.post(f"/pipelines/{kind}/events", json=order(1, id=kind))
         deadline = time.monotonic() + 10
-        while not all(row["final"] for row in client.get("/aggregates").json()["items"]):
+        while not all(row["final"] for row in fresh.get("/aggregates").json()["items"]):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        closed = client.get("/queue/aggregates").json()["items"]
+        closed = fresh.get("/queue/aggregates").json()["items"]
         assert len(closed) == 4
         assert {item["value"]["pipeline"] for item in closed} == {"tumbling", "sliding", "session"}
 
@@ -381,6 +399,10 @@ class TestMeaning:
 
 
 class TestBodies:
+    @pytest.fixture
+    def client(self, fresh: httpx2.Client) -> httpx2.Client:
+        return fresh
+
     def test_concatenated_pretty_and_under_a_path(self, client: httpx2.Client) -> None:
         put(client, "orders", spec())
         kind = {"content-type": "application/json"}
@@ -463,6 +485,10 @@ class TestBodies:
 
 
 class TestDeadLetters:
+    @pytest.fixture
+    def client(self, fresh: httpx2.Client) -> httpx2.Client:
+        return fresh
+
     def test_after_a_fix_they_come_to_life_once(self, client: httpx2.Client) -> None:
         put(client, "orders", spec())
         wrong = [order(n, state=5, amount="x") for n in range(5)]
@@ -499,6 +525,10 @@ class TestDeadLetters:
 
 
 class TestReplay:
+    @pytest.fixture
+    def client(self, fresh: httpx2.Client) -> httpx2.Client:
+        return fresh
+
     def test_a_replay_gives_the_same_rows_and_replaced_pipelines_get_the_old_events(
         self, client: httpx2.Client
     ) -> None:
@@ -548,6 +578,10 @@ class TestReplay:
 
 
 class TestCleanup:
+    @pytest.fixture
+    def client(self, fresh: httpx2.Client) -> httpx2.Client:
+        return fresh
+
     def test_what_is_old_goes_and_a_dry_run_only_tells(self, client: httpx2.Client) -> None:
         now = time.time()
         put(client, "orders", spec(window={"kind": "tumbling", "size_seconds": 10}))
@@ -565,6 +599,10 @@ class TestCleanup:
 
 
 class TestQueue:
+    @pytest.fixture
+    def client(self, fresh: httpx2.Client) -> httpx2.Client:
+        return fresh
+
     def test_consumers_over_http(self, client: httpx2.Client) -> None:
         put(client, "orders", spec(window={"kind": "tumbling", "size_seconds": 10}))
         for n in range(4):

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from spool import HEADER, FileQueue, Message, MessageQueue, QueueError, QueueRefused
+from spool import (
+    HEADER,
+    MAX_FRAME_BYTES,
+    FileQueue,
+    Message,
+    MessageQueue,
+    QueueError,
+    QueueRefused,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.unit]
 
@@ -197,6 +205,22 @@ class TestDamage:
         queue.close()
 
 
+async def test_damage_at_the_end_of_an_older_segment_is_reported(directory: Path) -> None:
+    queue = FileQueue(directory, segment_bytes=200)
+    for number in range(20):
+        await queue.submit(1, b"message-%02d" % number)
+    queue.close()
+    oldest = min(directory.glob("*.seg"))
+    oldest.write_bytes(oldest.read_bytes()[:-1] + b"?")
+
+    queue = FileQueue(directory, segment_bytes=200)
+
+    assert len(payloads(queue)) == 19
+    assert queue.statistics().corrupt_frames == 1
+    assert payloads(queue, queue.end) == []
+    queue.close()
+
+
 class Disk:
     """A sync that can be told to fail, and remembers which descriptors it was asked for."""
 
@@ -295,5 +319,5 @@ class TestTheDiskRefuses:
 async def test_a_message_beyond_the_frame_is_refused_by_name(directory: Path) -> None:
     queue = FileQueue(directory)
     with pytest.raises(QueueError, match="more than a frame holds"):
-        queue.submit(1, bytes(17 * 1024 * 1024))
+        queue.submit(1, bytes(MAX_FRAME_BYTES + 1))
     queue.close()

@@ -68,7 +68,7 @@ class TestTheContract:
             deltas=[(WEBHOOK, "webhook", delta(0, "a", [1.0, 2.0]))],
             clocks={(WEBHOOK, ""): (Clock(5, 1, 70, 9), 5)},
         )
-        changes.total("webhook", "").add(Totals(2, 1, 3, 0))
+        changes.total("webhook").add(Totals(2, 1, 3, 0))
         changes.keys = b"12345678"
         changes.answers.append(Answer(b"k", b"b", b"answer"))
         changes.rejected.append(("webhook", 9, 77, Rejected(3, None, 8, "shape", "no", b"raw")))
@@ -237,8 +237,8 @@ class TestTheContract:
         store = open_store()
         changes = Changes(1)
         for number in range(3000):
-            changes.total("events", f"s{number}").add(Totals(accepted=number))
-        changes.total("events", "").add(Totals(accepted=1))
+            changes.by_source("events", f"s{number}").add(Totals(accepted=number))
+        changes.total("events").add(Totals(accepted=1))
         store.apply([changes])
 
         totals = store.totals()
