@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 import fetch_routes
 import web
+from growth import Growth
 from models import (
     SOURCE_EVENT,
     SOURCE_EVENTS,
@@ -95,6 +96,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
                  backlog_bytes=pipeline.backlog_bytes)  # fmt: skip
         await pipeline.start_workers()
         app.state.pipeline = pipeline
+        app.state.growth = Growth(pipeline)
         yield
         await pipeline.stop_workers(STOP_SECONDS)
     finally:
@@ -481,6 +483,7 @@ async def aggregates(
 ) -> AggregatePage:
     """Ordered by window, pipeline and group. Open windows are shown with `final` false."""
     after = read_cursor(cursor, (int, str, str, int)) if cursor else None
+    question.check(after)
 
     def read() -> tuple[list[dict[str, Any]], list[Any]]:
         return Reading(pipeline.store, pipeline.shown, question).page(after, limit)
@@ -662,15 +665,16 @@ async def read_topic(
 ) -> QueuePage:
     """Nothing moves before the offset is committed: after a crash the same messages come again."""
     deadline = time.monotonic() + wait
+    growth: Growth = request.app.state.growth
     while True:
-        grown = pipeline.grown
+        end = await growth.end(topic) if wait else 0
         page = await run_in_threadpool(
             pipeline.topics.read, topic, offset, consumer=consumer, limit=limit
         )
         left = deadline - time.monotonic()
-        if page.items or left <= 0 or grown is None or request.app.state.stopping.is_set():
+        if page.items or left <= 0 or request.app.state.stopping.is_set():
             break
-        await until(request.app, grown.wait(), left)
+        await until(request.app, growth.beyond(topic, end), left)
     items = [QueueItem(offset=item.offset, value=item.decoded()) for item in page.items]
     return QueuePage(items=items, next=page.next)
 

@@ -76,7 +76,12 @@ class BadRecord(Exception):
 
 
 def rejected(
-    bad: BadRecord, raw: bytes, offset: int, *, line: int | None = None, index: int | None = None
+    bad: BadRecord,
+    raw: bytes,
+    offset: int | None,
+    *,
+    line: int | None = None,
+    index: int | None = None,
 ) -> Rejected:
     """The record as it is reported and kept."""
     whole = len(raw) <= KEPT_BYTES

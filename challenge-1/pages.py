@@ -52,6 +52,11 @@ class Question:
         self.end = end
         self.final = final
 
+    def check(self, after: list[Any] | None) -> None:
+        """Raise a 422 for a cursor of another pipeline's pages."""
+        if after is not None and self.pipeline not in (None, after[1]):
+            raise web.Problem(422, "The cursor belongs to another question; begin without one.")
+
     def query(self, projections: Mapping[str, Projection], **more: Any) -> AggregateQuery:
         """The same for the store; raises a 422 that says what there is."""
         name = self.pipeline

@@ -80,7 +80,7 @@ class Reader:
     def _of(self, first: bytes) -> Body:
         decoder, largest, offset = self.decoder, self._max, self._blank
         if self._records:
-            return RecordsAt(decoder, largest, offset, self._records)
+            return RecordsAt(decoder, largest, self._records)
         if first != b"[":
             return Documents(decoder, largest, offset)
         if decoder.decode_array is None:

@@ -1,21 +1,47 @@
 """A pipeline as data: what `PUT /pipelines/{name}` takes, checked as a whole, in sentences."""
 
+import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from windows import IDLE_SECONDS, Window
 
 MAX_PIPELINES: Final = 100
 MAX_PATH_PARTS: Final = 16
 
-Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
-DottedPath = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^[^.\x00-\x1f\"\\\u241f]{1,128}(\.[^.\x00-\x1f\"\\\u241f]{1,128}){0,15}$"
-    ),
-]
+_ALIAS: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_PART: Final = re.compile(r"[^.\x00-\x1f\"\\\u241f]{1,128}")
+
+
+def _alias(text: str) -> str:
+    if not _ALIAS.fullmatch(text):
+        raise ValueError(
+            "An alias is a name: up to 64 letters, digits, dashes and underscores, the first a "
+            "letter or an underscore."
+        )
+    return text
+
+
+def _path(text: str) -> str:
+    parts = text.split(".")
+    if len(parts) > MAX_PATH_PARTS or not all(map(_PART.fullmatch, parts)):
+        raise ValueError(
+            f"A path is up to {MAX_PATH_PARTS} names with dots between, such as order.amount: "
+            "each of 1 to 128 characters, without quotes, backslashes and control characters."
+        )
+    return text
+
+
+Alias = Annotated[str, AfterValidator(_alias)]
+DottedPath = Annotated[str, AfterValidator(_path)]
 PipelineName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Scalar = str | bool | int | float | None
 NUMERIC: Final = frozenset({"sum", "avg", "min", "max", "p50", "p95", "p99"})

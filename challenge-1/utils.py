@@ -688,4 +688,5 @@ def parse_spec(document: Any) -> PipelineSpec:
     try:
         return PipelineSpec.model_validate(document)
     except ValidationError as error:
-        raise ValueError("; ".join(each["msg"] for each in error.errors())) from None
+        sentences = (each["msg"].removeprefix("Value error, ") for each in error.errors())
+        raise ValueError(" ".join(sentences)) from None

@@ -304,7 +304,10 @@ class TestRecords:
         block = read(body, records="rows.item")
 
         assert len(block.events) == 2
-        assert [(r.index, r.code) for r in block.rejected] == [(1, "shape"), (2, "shape")]
+        assert [(r.index, r.offset, r.code) for r in block.rejected] == [
+            (1, None, "shape"),
+            (2, None, "shape"),
+        ]
 
     @pytest.mark.parametrize(
         ("body", "status"),

@@ -210,6 +210,12 @@ class TestCsv:
 
 
 class TestQuestions:
+    def test_a_cursor_of_another_pipeline_is_422(self) -> None:
+        question().check([0, "orders", "[]", 0])
+        question(pipeline=None).check([0, "webhook", "[]", 0])
+        with pytest.raises(Problem, match="another question"):
+            question().check([0, "webhook", "[]", 0])
+
     @pytest.mark.parametrize("start", ["0001-01-01T00:00:00Z", "0004-12-31T00:00:00Z"])
     @pytest.mark.parametrize("end", ["9999-12-31T23:59:59Z", None])
     async def test_a_time_beyond_what_is_kept_is_before_or_after_everything(
