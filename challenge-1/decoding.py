@@ -108,7 +108,7 @@ class Decoder:
         self.levels = projection.levels
         self._decode = self._by_ijson if engine == "ijson" else self._by_msgspec
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(projection.shape)
-        self.decode_lines = None if engine == "ijson" else self._decoder.decode_lines
+        self.decode = None if engine == "ijson" else self._decoder.decode
         listed: Any = list[projection.shape]  # type: ignore[name-defined]
         self.decode_array = None if engine == "ijson" else msgspec.json.Decoder(listed).decode
 

@@ -166,7 +166,7 @@ class _Loop:
             body += [*self._find_pane(pane), *self._advance()]
         elif windowed:  # an event of the same moment as its neighbour goes where that went
             inner = [*self._find_pane(pane), *self._advance()]
-            body += ["if t != last:", "    last = t", *(f"    {line}" for line in inner)]
+            body += ["if t is not last:", "    last = t", *(f"    {line}" for line in inner)]
         body += [
             "try:",
             f"    append = rows[{self.key}]",
