@@ -169,8 +169,7 @@ class Summary:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-# By pane, then by group (a single part stands alone): what appends to the events of the bucket.
-Buckets = dict[Any, dict[Any, Any]]
+Buckets = dict[Any, dict[Any, Any]]  # by pane, then by group (a single part stands alone)
 Late = dict[Any, int]
 
 
@@ -216,15 +215,16 @@ def bucket(
     source: str,
     clock: Clock,
     late: Late,
+    lists: int,
 ) -> Any:
-    """What appends to the bucket of an event that found none."""
+    """The bucket of an event that found none: methods that append to the lists of its columns."""
     pane = where if type(where) is int else where[0]
     kept = place(windows, pane, group if type(group) is tuple else (group,), source, clock, late)
     level = data.setdefault(where, {})
     key = kept[0] if len(kept) == 1 else kept
     row = level.get(key)
     if row is None:
-        row = level[key] = [].append
+        row = level[key] = tuple([].append for _ in range(lists))
     return row
 
 
@@ -232,7 +232,7 @@ def deltas_of(
     window: Window,
     data: Buckets,
     late: Late,
-    summarise: Callable[[list[Any]], Summary],
+    summarise: Callable[[Any], Summary],
     source_of: Callable[[Group], str],
 ) -> list[Delta]:
     """The deltas of the buckets of panes: a window is the sum of its panes."""
@@ -242,7 +242,7 @@ def deltas_of(
     ):
         pane, cut = (where, 0) if type(where) is int else where
         group = key if type(key) is tuple else (key,)
-        summary = summarise(row.__self__)
+        summary = summarise(row)
         for start in window.starts(pane)[cut:] if window.pane else (0,):
             delta = found.get((start, group))
             if delta is None:
@@ -273,14 +273,14 @@ def _number(numbered: Any) -> int:
 def sessions_folded(
     touched: Iterable[tuple[Group, Session]],
     dropped: list[Any],
-    summarise: Callable[[list[Any]], Summary],
+    summarise: Callable[[Any], Summary],
 ) -> Folded:
     """What a batch adds to the sessions it touched; those that were joined go with the others."""
     folded = Folded([], dropped=dropped)
     for group, session in touched:
         if session.joined:
             continue
-        steps = _steps(session, group, session.past_up_to_now(), summarise)
+        steps = _steps(session, group, session.close_columns(), summarise)
         folded.deltas.append(
             Delta(session.start, session.end, group, session.source, 0, session.late, steps=steps)
         )
@@ -293,12 +293,12 @@ def _steps(
     session: Session,
     group: Group,
     past: list[tuple[str, Any]],
-    summarise: Callable[[list[Any]], Summary],
+    summarise: Callable[[Any], Summary],
 ) -> list[Step]:
     steps: list[Step] = []
     for kind, what in past:
         if kind == "add":
-            summary = summarise(what)
+            summary = summarise(tuple(column.append for column in what))
             what = Delta(
                 session.start, session.end, group, session.source, summary.count, 0,
                 summary.measures, summary.samples, summary.values, summary.counts,

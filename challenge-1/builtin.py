@@ -12,16 +12,15 @@ from msgspec import Struct
 from aggregation import (
     LARGEST,
     MAX_NAME_CHARS,
-    Buckets,
     Folded,
     Moment,
     Name,
     Summary,
-    bucket,
     deltas_of,
     judge,
     measure,
     micros,
+    place,
 )
 from projection import Projection, compile_spec, too_early
 from shapes import NO_TIME
@@ -110,10 +109,13 @@ def _normalise(found: Iterable[SourceEvent], horizon: int) -> int:
     return 0
 
 
+Members = dict[str, list[float]]
+
+
 def _fold(found: Iterable[SourceEvent], windows: Windows) -> Folded:
     window = windows.window
     size, clocks = window.pane, windows.clocks
-    data: Buckets = {}
+    data: dict[Any, dict[Any, tuple[list[None], Members]]] = {}
     late: dict[Any, int] = {}
     dropped: list[Any] = []
     for event in found:
@@ -134,22 +136,25 @@ def _fold(found: Iterable[SourceEvent], windows: Windows) -> Folded:
         level = data.get(where)
         if level is None:
             level = data[where] = {}
-        append = level.get(group) or bucket(windows, data, where, group, source, clock, late)
-        append(event.data)
-    deltas = deltas_of(window, data, late, _summarise, lambda group: str(group[0]))
-    return Folded(deltas, sum(late.values()), dropped)
-
-
-def _summarise(found: list[dict[str, Any]]) -> Summary:
-    members: dict[str, list[float]] = {}
-    for data in found:
-        for name, value in data.items():
+        row = level.get(group)
+        if row is None:
+            group = place(windows, pane, group, source, clock, late)
+            row = level.setdefault(group, ([], {}))
+        counter, members = row
+        counter.append(None)
+        for name, value in event.data.items():
             if type(value) is float or type(value) is int:
                 values = members.get(name)
                 if values is None:
                     values = members[name] = []
                 values.append(float(value))
-    return Summary(len(found), {name: measure(values) for name, values in members.items()})
+    deltas = deltas_of(window, data, late, _summarise, lambda group: str(group[0]))
+    return Folded(deltas, sum(late.values()), dropped)
+
+
+def _summarise(bucket: tuple[list[None], Members]) -> Summary:
+    counter, members = bucket
+    return Summary(len(counter), {name: measure(values) for name, values in members.items()})
 
 
 PROJECTIONS: Final = {each.name: each for each in (webhook(), events())}  # with their defaults

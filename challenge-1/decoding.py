@@ -275,8 +275,8 @@ class Depths:
     def is_shallow(self, text: bytes) -> bool:
         """Whether so few brackets open in a stretch that nothing in it can be deep."""
         opened = len(text) - len(text.translate(None, b"{["))
-        if opened > MAX_DEPTH or opened < MAX_DEPTH // 2:
-            fitting = len(text) * (MAX_DEPTH - 8) // (opened + 1)
+        if not MAX_DEPTH * 3 // 4 <= opened <= MAX_DEPTH:
+            fitting = len(text) * (MAX_DEPTH - 8) // max(opened, 1)
             self.stretch = min(max(fitting, 64), 2 * self.stretch, 1 << 20)
         return opened <= MAX_DEPTH
 

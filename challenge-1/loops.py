@@ -6,11 +6,9 @@ stay in the pane of their neighbour. The source is put together from numbers and
 what a spec says is only ever bound.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from msgspec import UNSET
 
 from aggregation import Summary, measure
 from shapes import Leaf, Tree
@@ -20,7 +18,7 @@ from windows import Window
 
 @dataclass
 class Column:
-    """A list of values that is collected, and what is made of it."""
+    """A list of values that the loop collects, and what is made of it."""
 
     alias: str
     leaf: Leaf
@@ -41,21 +39,18 @@ class Column:
         return self.leaf.numeric and self.leaf.strict
 
 
-def are_numbered(window: Window, columns: Sequence[Column]) -> bool:
-    """Whether a bucket holds (number, event), to find back to the order of the log."""
-    return window.kind == "sliding" and any(each.ordered for each in columns)
+def summariser(columns: Sequence[Column], window: Window) -> Callable[[Any], Summary]:
+    """What turns a bucket into sums: `append` methods of the lists of its columns.
 
+    Where no column has a value of every event, the last list has an entry for each.
+    """
+    numbered = window.kind == "sliding"
+    counter = counter_of(columns)
 
-def summariser(columns: Sequence[Column], window: Window) -> Callable[[list[Any]], Summary]:
-    """What turns a bucket, the events of one pane and group, into sums."""
-    numbered = are_numbered(window, columns)
-    names: dict[str, Any] = {"UNSET": UNSET}
-    exec(_columns_source(columns, numbered=numbered), names)  # noqa: S102
-    columns_of = names["columns_of"]
-
-    def summarise(bucket: list[Any]) -> Summary:
-        summary = Summary(len(bucket), {})
-        for column, entries in zip(columns, columns_of(bucket), strict=True):
+    def summarise(bucket: Sequence[Any]) -> Summary:
+        lists = [append.__self__ for append in bucket]
+        summary = Summary(len(lists[counter]), {})
+        for column, entries in zip(columns, lists, strict=False):
             if column.counted:
                 summary.counts[column.alias] = len(entries)
             if not entries:
@@ -74,20 +69,9 @@ def summariser(columns: Sequence[Column], window: Window) -> Callable[[list[Any]
     return summarise
 
 
-def _columns_source(columns: Sequence[Column], *, numbered: bool) -> str:
-    """`columns_of(bucket)`: the values of each column, those that there are."""
-    code = ["def columns_of(bucket):", "    return ("]
-    for column in columns:
-        each = f"for {'n, event' if numbered else 'event'} in bucket"
-        each += "".join(f" for {node} in ({step},)" for node, step in column.leaf.way)
-        value = column.leaf.place
-        if not column.always:
-            each += f" for x in ({value},) if x is not None and x is not UNSET"
-            value = "x"
-        if numbered and column.ordered:
-            value = f"(n, {value})"
-        code.append(f"        [{value} {each}],")
-    return "\n".join([*code, "    )"])
+def counter_of(columns: Sequence[Column]) -> int:
+    """Which list of a bucket has an entry for every event."""
+    return next((n for n, column in enumerate(columns) if column.always), len(columns))
 
 
 def fold_source(
@@ -118,8 +102,10 @@ class _Loop:
         filters: bool,
     ) -> None:
         self.window = window
+        self.columns = columns
         self.filters = filters
-        self.numbered = are_numbered(window, columns)
+        self.numbered = window.kind == "sliding" and any(each.ordered for each in columns)
+        self.lists = len(columns) + (counter_of(columns) == len(columns))
         values = [f"v{n}" for n in range(len(groups))]
         self.key = values[0] if len(values) == 1 else f"({', '.join(values)})"
         self.group = f"({', '.join(values)}{',' if len(values) == 1 else ''})"
@@ -140,6 +126,19 @@ class _Loop:
         if self.numbered:
             code.append("n += 1")
         return code
+
+    def appends(self, append: Callable[[int], str]) -> Iterator[str]:
+        for number, column in enumerate(self.columns):
+            place = column.leaf.place
+            ordered = self.window.kind == "sliding" and column.ordered
+            if column.always:
+                yield f"{append(number)}({f'(n, {place})' if ordered else place})"
+            else:
+                yield f"x = {place}"
+                entry = "(n, x)" if ordered else "x"
+                yield f"if x is not None and x is not UNSET: {append(number)}({entry})"
+        if self.lists > len(self.columns):
+            yield f"{append(len(self.columns))}(None)"
 
     def panes(self) -> list[str]:
         """Tumbling and sliding windows, and none: buckets by pane, then by group.
@@ -169,12 +168,13 @@ class _Loop:
             body += ["if t is not last:", "    last = t", *(f"    {line}" for line in inner)]
         body += [
             "try:",
-            f"    append = rows[{self.key}]",
+            f"    row = rows[{self.key}]",
             "except KeyError:",
             *(["    clock.latest = latest"] if windowed and not self.by_source else []),
-            f"    append = bucket(windows, data, i, {self.key}, "
-            f"{'s' if self.by_source else repr('')}, clock, late)",
-            f"append({'(n, event)' if self.numbered else 'event'})",
+            f"    row = bucket(windows, data, i, {self.key}, "
+            f"{'s' if self.by_source else repr('')}, clock, late, {self.lists})",
+            f"{', '.join(f'a{n}' for n in range(self.lists))}, = row",
+            *self.appends(lambda n: f"a{n}"),
         ]
         code += ["    for event in events:", *(f"        {line}" for line in body)]
         if windowed and not self.by_source:
@@ -230,7 +230,10 @@ class _Loop:
             "    continue",
             "windows.advance(windows.clock(s), s, t)",
             "touched[id(found[1])] = found",
-            "found[1].events.append(event)",
+            "row = found[1].columns",
+            "if row is None:",
+            f"    row = found[1].columns = tuple([] for _ in range({self.lists}))",
+            *self.appends(lambda n: f"row[{n}].append"),
         ]
         return [
             "def fold(events, windows):",

@@ -40,7 +40,6 @@ class Leaf:
     strict: bool = False  # built in: neither absent nor null
     conditions: list[Condition] = field(default_factory=list)
     place: str = ""  # the expression that reads it, once its node is at hand
-    way: list[tuple[str, str]] = field(default_factory=list)  # the nodes above, and what they are
 
     def type(self) -> Any:
         """What the decoder takes there."""
@@ -69,13 +68,12 @@ class Tree:
         self.levels = 1
         self._numbers = iter(range(10_000))
         found = [(path.split("."), leaf) for path, leaf in leaves.items()]
-        self.shape = self._node(found, "event", [], optional=False, root=True)
+        self.shape = self._node(found, "event", optional=False, root=True)
 
     def _node(
         self,
         found: list[tuple[list[str], Leaf]],
         owner: str,
-        way: list[tuple[str, str]],
         *,
         optional: bool,
         root: bool = False,
@@ -91,7 +89,7 @@ class Tree:
             rename[name] = parts[0]
             default = UNSET if leaf.optional else msgspec.NODEFAULT
             fields.append((name, leaf.type(), default))
-            leaf.place, leaf.way = f"{owner}.{name}", way
+            leaf.place = f"{owner}.{name}"
             if optional:
                 leaf.place = f"({owner}.{name} if {owner} else UNSET)"
         for key, below in inner.items():
@@ -99,12 +97,10 @@ class Tree:
             variable = f"n{name[1:]}"
             rename[name] = key
             lacking = all(leaf.optional for _, leaf in below)
-            step = f"{owner}.{name} if {owner} else None" if optional else f"{owner}.{name}"
-            self.steps.append(f"{variable} = {step}")
+            step = f"{variable} = {owner}.{name}"
+            self.steps.append(f"{step} if {owner} else None" if optional else step)
             self.levels += not (lacking or optional)
-            shape: Any = self._node(
-                below, variable, [*way, (variable, step)], optional=lacking or optional
-            )
+            shape: Any = self._node(below, variable, optional=lacking or optional)
             if lacking:
                 shape = shape | UnsetType | None
             fields.append((name, shape, UNSET if lacking else msgspec.NODEFAULT))

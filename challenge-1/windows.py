@@ -139,23 +139,23 @@ class Session:
     """A session that may still grow.
 
     `past` is how it came about, in the order of the log: ("load", the start of its row in the
-    store), ("add", events), ("join", the past of a session that turned out to be the same).
-    `events` takes those that come now.
+    store), ("add", columns of values), ("join", the past of a session that turned out to be the
+    same). `columns` takes the values of the events that come now.
     """
 
     start: int
     end: int
     source: str
     past: list[tuple[str, Any]]
-    events: list[Any] = field(default_factory=list)
+    columns: tuple[list[Any], ...] | None = None
     late: int = 0
     joined: bool = False  # it is part of another now
 
-    def past_up_to_now(self) -> list[tuple[str, Any]]:
+    def close_columns(self) -> list[tuple[str, Any]]:
         """Let the past reach up to now, and return it."""
-        if self.events:
-            self.past.append(("add", self.events))
-            self.events = []
+        if self.columns is not None:
+            self.past.append(("add", self.columns))
+            self.columns = None
         return self.past
 
 
@@ -352,7 +352,7 @@ class Windows:
         session = joined[0]
         session.late += any(each.end <= watermark for each in joined)
         for each in joined[1:]:
-            session.past_up_to_now().append(("join", each.past_up_to_now()))
+            session.close_columns().append(("join", each.close_columns()))
             session.late += each.late
             each.joined = True
             held.remove(each)
