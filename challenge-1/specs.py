@@ -40,8 +40,15 @@ def _path(text: str) -> str:
     return text
 
 
-Alias = Annotated[str, AfterValidator(_alias)]
-DottedPath = Annotated[str, AfterValidator(_path)]
+def _told(pattern: str) -> Any:
+    """What the documentation says of it: the refusal is a sentence, and no pattern."""
+    return Field(json_schema_extra={"pattern": f"^{pattern}$"})
+
+
+Alias = Annotated[str, AfterValidator(_alias), _told(_ALIAS.pattern)]
+DottedPath = Annotated[
+    str, AfterValidator(_path), _told(rf"{_PART.pattern}(\.{_PART.pattern}){{0,15}}")
+]
 PipelineName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Scalar = str | bool | int | float | None
 NUMERIC: Final = frozenset({"sum", "avg", "min", "max", "p50", "p95", "p99"})

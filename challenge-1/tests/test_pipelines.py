@@ -243,6 +243,8 @@ class TestMeaning:
             ({"cmp": "gt", "value": "a"}, ["b"]),
             ({"cmp": "le", "value": "1"}, ["1"]),
             ({"cmp": "in", "value": ["b", 2.5, None]}, [None, "b", 2.5]),
+            ({"cmp": "in", "value": [True]}, [True]),
+            ({"cmp": "in", "value": [1, 0, False]}, [1, 1.0]),
             ({"cmp": "exists", "value": True}, [1, 1.0, True, "1", "b", 2.5]),
             ({"cmp": "exists", "value": False}, [None, "absent"]),
         ],
