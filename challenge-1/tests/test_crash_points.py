@@ -76,6 +76,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(applier, "TRIM_BYTES", 4_000)
     monkeypatch.setattr(applier, "TAKE_BYTES", 1_500)
     monkeypatch.setattr(applier, "FOLD_EVENTS", 4)
+    monkeypatch.setattr(applier, "COMMIT_SECONDS", 0)
     monkeypatch.setattr(intake, "INLINE_BYTES", 1_000)
     monkeypatch.setattr(intake, "STAGED_SYNC_BYTES", 600)
 
@@ -86,7 +87,7 @@ def open_pipeline(data: Path) -> Any:
 
     return Pipeline(
         db_path=data / DATABASE, queue_dir=data / "queue", retention=Retention(7 * 86_400, 4_000),
-        clock=lambda: T0 + 2_000.0, sync=lambda fd: os.fdatasync(fd), backlog_max_bytes=1 << 20,
+        clock=lambda: T0 + 2_000.0, sync=lambda fd: os.fdatasync(fd), dedupe_keys=1_000,
     )  # fmt: skip
 
 
