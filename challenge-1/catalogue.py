@@ -1,16 +1,18 @@
 """The pipelines there are: how their events are read, and what became of those that came.
 
-Belongs to the event loop. A pipeline that is put anew is another one: what was read for the old one
+Belongs to the event loop. That a pipeline is put or deleted is a message of the log, and counts
+from its place there. A pipeline that is put anew is another one: what was read for the old one
 cannot be committed for the new.
 """
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from batches import Batch, Upload
+from batches import DROP, PUT, Batch, Drop, Put, Upload
 from parsing import Decoder
 from projection import Projection, compile_spec
-from specs import PipelineSpec
+from specs import MAX_PIPELINES, PipelineSpec
 from storage import Totals
 
 
@@ -23,10 +25,17 @@ class PipelineConflict(Exception):
 
 
 class Catalogue:
-    """Pipelines by name: the built-in ones, and those that were put."""
+    """Pipelines by name: the built-in ones, and those that were put.
+
+    `log` makes a message durable and returns its end.
+    """
 
     def __init__(
-        self, built_in: dict[str, Projection], parser: str, horizon: Callable[[], int]
+        self,
+        built_in: dict[str, Projection],
+        parser: str,
+        horizon: Callable[[], int],
+        log: Callable[[int, Put | Drop], Awaitable[int]],
     ) -> None:
         self.built_in = built_in
         self.projections: dict[str, Projection] = {}
@@ -35,6 +44,8 @@ class Catalogue:
         self.totals: dict[str, Totals] = {}
         self._parser = parser
         self._horizon = horizon
+        self._log = log
+        self._changing = asyncio.Lock()
 
     def compile(self, name: str, spec: str | None) -> Projection:
         """What a name and its stored spec stand for."""
@@ -61,6 +72,56 @@ class Catalogue:
                     part[name] = value
 
         return restore
+
+    async def put(self, name: str, spec: PipelineSpec, *, replace: bool) -> int | None:
+        """Make a pipeline, durably; return where the log says so, None when it is there already.
+
+        Raises PipelineConflict for another one of the name unless it may be replaced. It goes on
+        when its caller is cancelled: what is in the log has happened.
+        """
+        return await asyncio.shield(asyncio.create_task(self._put(name, spec, replace=replace)))
+
+    async def _put(self, name: str, spec: PipelineSpec, *, replace: bool) -> int | None:
+        async with self._changing:
+            if name in self.built_in:
+                raise PipelineConflict(f"`{name}` is built in and cannot be changed.")
+            known = self.projections.get(name)
+            if known is not None and known.spec is not None:
+                if known.spec.canonical() == spec.canonical():
+                    return None
+                if not replace:
+                    raise PipelineConflict(
+                        "There is another pipeline of this name. Delete it, choose another name, "
+                        "or put it with ?replace=true: then its aggregates start empty."
+                    )
+            elif len(self.projections) - len(self.built_in) >= MAX_PIPELINES:
+                raise PipelineConflict(
+                    f"There are {MAX_PIPELINES} pipelines, which is the bound: delete one first."
+                )
+            projection = compile_spec(name, spec)
+            end = await self._change(name, PUT, Put(name, spec.canonical()))
+            self.adopt(projection, end)
+            return end
+
+    async def delete(self, name: str) -> int:
+        """Delete a pipeline, durably; return where the log says so."""
+        return await asyncio.shield(asyncio.create_task(self._delete(name)))
+
+    async def _delete(self, name: str) -> int:
+        async with self._changing:
+            if name in self.built_in:
+                raise PipelineConflict(f"`{name}` is built in and cannot be deleted.")
+            self.projection(name)
+            return await self._change(name, DROP, Drop(name))
+
+    async def _change(self, name: str, kind: int, message: Put | Drop) -> int:
+        """Log the change; from now on nothing is committed for the old pipeline."""
+        restore = self.abandon(name)
+        try:
+            return await self._log(kind, message)
+        except BaseException:
+            restore()
+            raise
 
     def projection(self, name: str) -> Projection:
         """The pipeline of this name; raises PipelineUnknown."""

@@ -706,3 +706,25 @@ async def test_letters_whose_replay_is_given_up_come_to_life_once(
         await pipeline.stop_workers()
         (row,) = pipeline.store.aggregates(AggregateQuery(pipeline="p"))
         assert row.count == 1
+
+
+async def test_a_pipeline_whose_put_is_given_up_in_the_log_is_there(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", orders())
+        changed = orders(select={"k": "key"})
+        putting = asyncio.create_task(pipeline.put_pipeline("p", changed, replace=True))
+        while pipeline.queue._committing is None:
+            await asyncio.sleep(0)
+        putting.cancel()
+        await asyncio.wait([putting])
+        await pipeline.settled()
+
+        assert pipeline.projection("p").spec == changed
+        body = lines([{"id": 1, "key": "a", "t": 1e9}])
+        receipt = await ingest(pipeline, "p", body)
+        await asyncio.wait_for(pipeline.applied(receipt.position), 20)
+        assert [row.count for row in pipeline.store.aggregates(AggregateQuery())] == [1]
+        await pipeline.stop_workers()
