@@ -86,7 +86,7 @@ def open_pipeline(data: Path) -> Any:
     from utils import Pipeline
 
     return Pipeline(
-        db_path=data / DATABASE, queue_dir=data / "queue", retention=Retention(7 * 86_400, 4_000),
+        db_path=data / DATABASE, queue_dir=data / "queue", retention=Retention(7 * 86_400, 3_000),
         clock=lambda: T0 + 2_000.0, sync=lambda fd: os.fdatasync(fd), dedupe_keys=1_000,
     )  # fmt: skip
 
@@ -154,7 +154,7 @@ async def script(pipeline: Any, ledger: Ledger, broken: Callable[[bool], None]) 
     await send(pipeline, ledger, "p", *map(order, range(30)), "bad 2")
     await pipeline.applied(pipeline.queue.end)
     pipeline.pause_applying()
-    for n in range(10, 40, 5):
+    for n in range(10, 60, 5):
         await send(pipeline, ledger, "events", *map(event, range(n, n + 5)))
         await send(pipeline, ledger, "p", *map(order, range(n + 18, n + 23)))
     await send(pipeline, ledger, "p", *map(order, range(60, 90)), *map(order, range(5)), key="two")
