@@ -13,6 +13,7 @@ reported and skipped, the later ones are kept.
 import asyncio
 import errno
 import os
+import re
 import stat
 import struct
 import time
@@ -33,6 +34,7 @@ READ_BYTES: Final = 256 * 1024
 QUICK_SYNC_SECONDS: Final = 0.0008  # about four thread switches of a busy process
 GATHERED_MESSAGES: Final = 256  # share a sync at most before it is begun
 SUFFIX: Final = ".seg"
+SEGMENT_NAME: Final = re.compile(rf"[0-9]{{20}}{re.escape(SUFFIX)}")
 
 # Windows knows neither of these; there nothing is a link by accident, and fsync does more.
 SAFE_FLAGS: Final[int] = (
@@ -412,7 +414,7 @@ def find_segments(directory: Path) -> list[int]:
     bases = []
     for entry in os.scandir(directory):
         name = entry.name
-        if not name.endswith(SUFFIX) or not name[: -len(SUFFIX)].isdigit():
+        if not SEGMENT_NAME.fullmatch(name):
             continue
         if not entry.is_file(follow_symlinks=False):
             raise QueueError(

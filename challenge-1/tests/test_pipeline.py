@@ -20,6 +20,7 @@ from utils import (
     Held,
     KeyReused,
     Pipeline,
+    PipelineConflict,
     QueueError,
     QueueRefused,
     parse_spec,
@@ -727,4 +728,27 @@ async def test_a_pipeline_whose_put_is_given_up_in_the_log_is_there(
         receipt = await ingest(pipeline, "p", body)
         await asyncio.wait_for(pipeline.applied(receipt.position), 20)
         assert [row.count for row in pipeline.store.aggregates(AggregateQuery())] == [1]
+        await pipeline.stop_workers()
+
+
+async def test_an_upload_for_a_pipeline_that_is_deleted_at_its_commit_is_a_conflict(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", orders())
+        projection = pipeline.projection("p")
+        body = lines([{"id": n % 3000, "k": "a" * 60, "t": 1e9} for n in range(6_000)])
+        reader, intake = pipeline.reader(projection, "ndjson"), pipeline.intake(projection)
+        for block in [*reader.feed(body), *reader.finish()]:
+            await intake.add(block)
+        committing = asyncio.create_task(intake.commit(202))
+        while not pipeline.claims.merging.locked():
+            await asyncio.sleep(0)
+        await pipeline.delete_pipeline("p")
+
+        with pytest.raises(PipelineConflict):
+            await committing
+        intake.abort()
+        assert list(pipeline.uploads.iterdir()) == []
         await pipeline.stop_workers()

@@ -143,6 +143,20 @@ async def test_links_are_not_followed(directory: Path, tmp_path: Path) -> None:
         FileQueue(tmp_path / "link")
 
 
+async def test_files_of_others_are_left_alone(directory: Path) -> None:
+    directory.mkdir()
+    names = {"5.seg", "notes.txt", "٣" * 20 + ".seg", f"{7:020d}.seg~"}
+    for name in names:
+        (directory / name).write_text("mine")
+
+    queue = FileQueue(directory)
+    await queue.submit(1, b"x")
+    queue.close()
+
+    assert payloads(FileQueue(directory)) == [b"x"]
+    assert all((directory / name).read_text() == "mine" for name in names)
+
+
 class TestDamage:
     @pytest.mark.parametrize("cut", [1, 5, HEADER.size - 1, HEADER.size, HEADER.size + 3])
     async def test_a_torn_tail_is_cut_off_and_appending_goes_on(
