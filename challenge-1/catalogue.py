@@ -132,6 +132,11 @@ class Catalogue:
                 "There is no pipeline of this name; GET /pipelines lists those there are."
             ) from None
 
+    def decoder(self, projection: Projection) -> Decoder:
+        """What reads its events; raises PipelineConflict when it is not current any more."""
+        self.check_current(projection)
+        return self.decoders[projection.name]
+
     def check_current(self, projection: Projection) -> None:
         """Raise PipelineConflict when the pipeline was put anew or deleted in the meantime."""
         if self.projections.get(projection.name) is not projection:

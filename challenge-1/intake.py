@@ -155,9 +155,9 @@ class Intake:
     def _note_duplicates(
         self, batch: Batch, found: list[int], skip: bytearray, duplicates: dict[str, int]
     ) -> None:
-        projection, catalogue = self._projection, self._pipeline.catalogue
-        catalogue.check_current(projection)
-        events = catalogue.decoders[projection.name].accepted(batch.body, batch.arrival)
+        projection = self._projection
+        decoder = self._pipeline.catalogue.decoder(projection)
+        events = decoder.accepted(batch.body, batch.arrival)
         sources = projection.sources(events) if projection.sources else [""] * len(events)
         for place in found:
             duplicates[sources[place]] = duplicates.get(sources[place], 0) + 1

@@ -393,14 +393,12 @@ class Pipeline:
 
     def reader(self, projection: Projection, form: Form, records: str = "") -> Reader:
         """A reader for one body of this form."""
-        decoder = self.catalogue.decoders[projection.name]
+        decoder = self.catalogue.decoder(projection)
         return Reader(decoder, form, max_event_bytes=self.max_event_bytes, records=records)
 
     def read_whole(self, projection: Projection, form: Form, data: bytes) -> Block | None:
         """The block of a small object that came in one piece; None for every other body."""
-        return read_whole(
-            self.catalogue.decoders[projection.name], form, data, self.max_event_bytes
-        )
+        return read_whole(self.catalogue.decoder(projection), form, data, self.max_event_bytes)
 
     async def applied(self, position: int) -> None:
         """Return once everything before `position` can be seen in the aggregates."""

@@ -750,5 +750,7 @@ async def test_an_upload_for_a_pipeline_that_is_deleted_at_its_commit_is_a_confl
         with pytest.raises(PipelineConflict):
             await committing
         intake.abort()
+        with pytest.raises(PipelineConflict):
+            pipeline.reader(projection, "ndjson")
         assert list(pipeline.uploads.iterdir()) == []
         await pipeline.stop_workers()
