@@ -594,11 +594,15 @@ class SQLiteStore(SQLiteReader):
         return True
 
     def checkpoint(self) -> int:
-        """Move what was applied from the journal into the database; return the position there."""
+        """Move what was applied from the journal into the database; return the position there.
+
+        It waits for no reader; while one holds on to what was before, the position is 0.
+        """
         position = self.position()
         with _refusing("checkpoint"):
-            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
-        return 0 if busy else position
+            sql = "PRAGMA wal_checkpoint(PASSIVE)"
+            busy, frames, moved = self._writer.execute(sql).fetchone()
+        return position if not busy and frames == moved else 0
 
     # --- what the writer reads, its own changes included ---
 
