@@ -35,9 +35,10 @@ from batches import (
     encode,
 )
 from builds import Chunk, Live, Rebuilding, unskipped
+from frames import Message
 from projection import Projection
 from results import closed_message
-from spool import Message, MessageQueue
+from spool import MessageQueue
 from storage import Aggregate, Answer, Build, Changes, StagedUpload, Store, StoreRefused
 from uploads import read_upload
 from windows import MICROSECONDS

@@ -9,15 +9,8 @@ from typing import Any
 
 import pytest
 
-from spool import (
-    HEADER,
-    MAX_FRAME_BYTES,
-    FileQueue,
-    Message,
-    MessageQueue,
-    QueueError,
-    QueueRefused,
-)
+from frames import HEADER, MAX_FRAME_BYTES, Message
+from spool import FileQueue, MessageQueue, QueueError, QueueRefused
 
 pytestmark = [pytest.mark.anyio, pytest.mark.unit]
 
