@@ -49,13 +49,12 @@ from models import (
 )
 from pages import Question, Reading, as_csv, as_ndjson, link_next, read_cursor, write_cursor
 from preview import preview
-from results import item_of
+from results import item_of, letter_fields
 from routes import IngestRoutes, StreamingPaths, problem_of, until
 from settings import Settings
 from signatures import secrets_of
 from sketches import SketchesMissing
 from specs import SPEC_EXAMPLE, PipelineName
-from sqlite_store import letter_fields
 from topics import TOPICS, TopicError
 from utils import (
     Busy,

@@ -35,9 +35,10 @@ from batches import (
     encode,
 )
 from builds import Chunk, Live, Rebuilding, unskipped
+from frames import Message
 from projection import Projection
 from results import closed_message
-from spool import Message, MessageQueue
+from spool import MessageQueue
 from storage import Aggregate, Answer, Build, Changes, StagedUpload, Store, StoreRefused
 from uploads import read_upload
 from windows import MICROSECONDS
@@ -48,7 +49,7 @@ FOLD_EVENTS: Final = 4_000  # events folded at once
 TAKE_BYTES: Final = 2 * 1024 * 1024  # of the log in one transaction
 HANDOVER_BYTES: Final = 2 * 1024 * 1024
 TRIM_BYTES: Final = 64 * 1024 * 1024  # applied since the last look at what may go
-COMMIT_SECONDS: Final = 0.03  # between commits under load, so that each has enough to do
+COMMIT_SECONDS: Final = 0.05  # between commits under load, so that each has enough to do
 RETRY_SECONDS: Final = 0.5  # after the store refused
 LOOK_SECONDS: Final = 0.5  # between looks at quiet sources
 RETAIN_SECONDS: Final = 60.0  # between looks at what is old

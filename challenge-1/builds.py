@@ -16,9 +16,10 @@ from typing import Any, Final
 
 from aggregation import Delta
 from batches import BATCH, IDLE, UPLOAD, Batch, decode_batch, decode_idle, decode_upload
+from frames import Message
 from parsing import KEPT_BYTES, Decoder, Rejected
 from projection import Projection
-from spool import Message, MessageQueue
+from spool import MessageQueue
 from storage import Build, Changes, Store
 from uploads import is_marked, read_upload
 from windows import Windows

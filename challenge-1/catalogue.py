@@ -1,18 +1,17 @@
 """The pipelines there are: how their events are read, and what became of those that came.
 
-Belongs to the event loop. A pipeline that is put anew is another one: what was read for the old one
-cannot be committed behind it, and what comes while it is on its way to the disk waits for it.
+Belongs to the event loop. That a pipeline is put or deleted is a message of the log, and counts
+from its place there. A pipeline that is put anew is another one: what was read for the old one
+cannot be committed for the new, and what comes while that is on its way to the disk waits for it.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable
 
-from batches import Batch, Upload
+from batches import DROP, PUT, Batch, Drop, Put, Upload
 from parsing import Decoder
 from projection import Projection, compile_spec
-from specs import PipelineSpec
-from spool import Appended
+from specs import MAX_PIPELINES, PipelineSpec
 from storage import Build, Totals
 
 
@@ -25,19 +24,28 @@ class PipelineConflict(Exception):
 
 
 class Catalogue:
-    """Pipelines by name: the built-in ones, and those that were put."""
+    """Pipelines by name: the built-in ones, and those that were put.
+
+    `log` makes a message durable and returns its end.
+    """
 
     def __init__(
-        self, built_in: dict[str, Projection], parser: str, horizon: Callable[[], int]
+        self,
+        built_in: dict[str, Projection],
+        parser: str,
+        horizon: Callable[[], int],
+        log: Callable[[int, Put | Drop], Awaitable[int]],
     ) -> None:
         self.built_in = built_in
         self.projections: dict[str, Projection] = {}
         self.decoders: dict[str, Decoder] = {}
         self.put_at: dict[str, int] = {}  # where the log says that the pipeline is there
         self.totals: dict[str, Totals] = {}
-        self._changes: dict[str, Appended] = {}  # on their way to the disk
         self._parser = parser
         self._horizon = horizon
+        self._log = log
+        self._changing = asyncio.Lock()
+        self._changes: dict[str, asyncio.Event] = {}  # on their way to the disk
 
     def compile(self, name: str, spec: str | None) -> Projection:
         """What a name and its stored spec stand for."""
@@ -58,24 +66,65 @@ class Catalogue:
         for part in (self.projections, self.decoders, self.put_at, self.totals):
             part.pop(name, None)
 
-    def change(self, name: str, projection: Projection | None, promise: Appended) -> None:
-        """Adopt (None: abandon) once the promise is kept, even if nobody waits for it then."""
-        self._changes[name] = promise
-        promise.add_done_callback(partial(self._settle, name, projection))
+    async def put(self, name: str, spec: PipelineSpec, *, replace: bool) -> int | None:
+        """Make a pipeline, durably; return where the log says so, None when it is there already.
 
-    def _settle(self, name: str, projection: Projection | None, promise: Appended) -> None:
-        del self._changes[name]
-        if promise.exception() is not None:
-            return
-        if projection is None:
-            self.abandon(name)
-        else:
-            self.adopt(projection, promise.result()[1])
+        Raises PipelineConflict for another one of the name unless it may be replaced. It goes on
+        when its caller is cancelled: what is in the log has happened.
+        """
+        return await asyncio.shield(asyncio.create_task(self._put(name, spec, replace=replace)))
+
+    async def _put(self, name: str, spec: PipelineSpec, *, replace: bool) -> int | None:
+        async with self._changing:
+            if name in self.built_in:
+                raise PipelineConflict(f"`{name}` is built in and cannot be changed.")
+            known = self.projections.get(name)
+            if known is not None and known.spec is not None:
+                if known.spec.canonical() == spec.canonical():
+                    return None
+                if not replace:
+                    raise PipelineConflict(
+                        "There is another pipeline of this name. Delete it, choose another name, "
+                        "or put it with ?replace=true: then its aggregates start empty."
+                    )
+            elif len(self.projections) - len(self.built_in) >= MAX_PIPELINES:
+                raise PipelineConflict(
+                    f"There are {MAX_PIPELINES} pipelines, which is the bound: delete one first."
+                )
+            projection = compile_spec(name, spec)
+            return await self._change(name, PUT, Put(name, spec.canonical()), projection)
+
+    async def delete(self, name: str) -> int:
+        """Delete a pipeline, durably; return where the log says so."""
+        return await asyncio.shield(asyncio.create_task(self._delete(name)))
+
+    async def _delete(self, name: str) -> int:
+        async with self._changing:
+            if name in self.built_in:
+                raise PipelineConflict(f"`{name}` is built in and cannot be deleted.")
+            self.projection(name)
+            return await self._change(name, DROP, Drop(name), None)
+
+    async def _change(
+        self, name: str, kind: int, message: Put | Drop, projection: Projection | None
+    ) -> int:
+        """Log the change; from now on nothing is committed for the old pipeline."""
+        change = self._changes[name] = asyncio.Event()
+        try:
+            end = await self._log(kind, message)
+            if projection is None:
+                self.abandon(name)
+            else:
+                self.adopt(projection, end)
+            return end
+        finally:
+            del self._changes[name]
+            change.set()
 
     async def current(self, name: str) -> Projection:
         """The pipeline of this name, once a change under way is durable; raises PipelineUnknown."""
         while (change := self._changes.get(name)) is not None:
-            await asyncio.wait([change])
+            await change.wait()
         return self.projection(name)
 
     def shown(self, builds: Iterable[Build]) -> dict[int, Projection]:
@@ -99,7 +148,7 @@ class Catalogue:
             ) from None
 
     def decoder(self, projection: Projection) -> Decoder:
-        """What reads events for this pipeline; raises PipelineConflict."""
+        """What reads its events; raises PipelineConflict when it is not current any more."""
         self.check_current(projection)
         return self.decoders[projection.name]
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 from answers import Key
 from batches import BATCH, UPLOAD, Batch, Promise, Receipt, Upload, encode
 from dedupe import SeenKeys, pack_keys, unpack_keys
+from frames import encode_frame
 from parsing import Block, Rejected
 from projection import Projection
-from spool import SAFE_FLAGS, QueueRefused, encode_frame, sync_directory, write_all
+from spool import SAFE_FLAGS, QueueRefused, sync_directory, write_all
 from uploads import mark, read_upload
 from windows import MICROSECONDS
 

@@ -27,17 +27,16 @@ import msgspec
 
 from aggregation import text_of
 from batches import BATCH, UPLOAD, decode_batch, decode_upload
+from frames import MAX_FRAME_BYTES, Message
 from spool import (
-    MAX_FRAME_BYTES,
     SAFE_FLAGS,
-    Message,
     QueueError,
     find_segments,
     make_directory,
     read_log,
     sync_directory,
 )
-from sqlite_store import SQLiteReader
+from sqlite_reader import SQLiteReader
 from storage import StoreError, TopicState
 
 TOPICS: Final = ("ingest", "aggregates", "dead-letters")

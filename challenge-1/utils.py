@@ -57,9 +57,9 @@ from ingest_queue import EventRejected, IngestQueue
 from intake import Intake, filtered_of, reported
 from measures import Latencies, Rate
 from parsing import Block, BodyError, Form, Reader, read_whole
-from projection import Projection, compile_spec
+from projection import Projection
 from revival import Revival
-from specs import MAX_PIPELINES, PipelineSpec
+from specs import PipelineSpec
 from spool import FDATASYNC, Appended, FileQueue, QueueError, QueueRefused, Sync, make_directory
 from sqlite_store import SQLiteStore
 from storage import StoreError, StoreRefused, Totals
@@ -140,6 +140,7 @@ class Pipeline:
             {each.name: each for each in (builtin.webhook(window_secs), builtin.events())},
             parser,
             self._horizon,
+            self._log_alone,
         )
         self.projections = self.catalogue.projections
         self.put_at = self.catalogue.put_at
@@ -218,7 +219,6 @@ class Pipeline:
         self.claims = Claims(self.store.secret, self.dedupe_keys)
         self.answers = Answers(self.store)
         self.revival = Revival(self)
-        self._changing = asyncio.Lock()
         self._submitted: set[Appended] = set()
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self.grown: asyncio.Event | None = None
@@ -338,42 +338,14 @@ class Pipeline:
         The same spec again changes nothing; another one raises PipelineConflict unless `replace`,
         which lets the pipeline start empty.
         """
-        async with self._changing:
-            if name in self.catalogue.built_in:
-                raise PipelineConflict(f"`{name}` is built in and cannot be changed.")
-            known = self.projections.get(name)
-            if known is not None and known.spec is not None:
-                if known.spec.canonical() == spec.canonical():
-                    return False
-                if not replace:
-                    raise PipelineConflict(
-                        "There is another pipeline of this name. Delete it, choose another name, "
-                        "or put it with ?replace=true: then its aggregates start empty."
-                    )
-            elif len(self.projections) - len(self.catalogue.built_in) >= MAX_PIPELINES:
-                raise PipelineConflict(
-                    f"There are {MAX_PIPELINES} pipelines, which is the bound: delete one first."
-                )
-            projection = compile_spec(name, spec)
-            await self._change(name, PUT, Put(name, spec.canonical()), projection)
-            return True
+        end = await self.catalogue.put(name, spec, replace=replace)
+        if end is not None:
+            await self.applied(end)
+        return end is not None
 
     async def delete_pipeline(self, name: str) -> None:
         """Delete a pipeline and its aggregates, durable when this returns."""
-        async with self._changing:
-            if name in self.catalogue.built_in:
-                raise PipelineConflict(f"`{name}` is built in and cannot be deleted.")
-            self.projection(name)
-            await self._change(name, DROP, Drop(name), None)
-
-    async def _change(
-        self, name: str, kind: int, message: Put | Drop, projection: Projection | None
-    ) -> None:
-        """Log the change. What was read for the old pipeline cannot be committed behind it."""
-        promise = self._submit_alone(kind, message)
-        self.catalogue.change(name, projection, promise)
-        _, end = await asyncio.shield(promise)
-        await self.applied(end)
+        await self.applied(await self.catalogue.delete(name))
 
     def shown(self) -> dict[int, Projection]:
         """What is read now, by build: the projections its rows were made by; blocking."""
@@ -392,9 +364,7 @@ class Pipeline:
             raise PipelineConflict("A rebuild of this pipeline is under way; wait for its end.")
         if origin < end:
             origin = await asyncio.to_thread(self.topics.message_at, origin)
-        _, position = await asyncio.shield(
-            self._submit_alone(REBUILD, Rebuild(name, max(origin, first)))
-        )
+        position = await self._log_alone(REBUILD, Rebuild(name, max(origin, first)))
         await self.applied(position)
         return position
 
@@ -426,15 +396,12 @@ class Pipeline:
         return Intake(self, projection)
 
     def reader(self, projection: Projection, form: Form, records: str = "") -> Reader:
-        """A reader for one body of this form; raises PipelineConflict."""
+        """A reader for one body of this form."""
         decoder = self.catalogue.decoder(projection)
         return Reader(decoder, form, max_event_bytes=self.max_event_bytes, records=records)
 
     def read_whole(self, projection: Projection, form: Form, data: bytes) -> Block | None:
-        """The block of a small object that came in one piece; None for every other body.
-
-        Raises PipelineConflict.
-        """
+        """The block of a small object that came in one piece; None for every other body."""
         return read_whole(self.catalogue.decoder(projection), form, data, self.max_event_bytes)
 
     async def applied(self, position: int) -> None:
@@ -547,6 +514,11 @@ class Pipeline:
         promise.add_done_callback(self._submission_settled)
         promise.add_done_callback(self._wake)
         return promise
+
+    async def _log_alone(self, kind: int, message: Put | Drop | Rebuild) -> int:
+        """The same, durable when this returns where it ends."""
+        _, end = await asyncio.shield(self._submit_alone(kind, message))
+        return end
 
     def _submission_settled(self, promise: Appended) -> None:
         self._submitted.discard(promise)

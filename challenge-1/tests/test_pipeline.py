@@ -5,6 +5,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from utils import (
     Held,
     KeyReused,
     Pipeline,
+    PipelineConflict,
     QueueError,
     QueueRefused,
     parse_spec,
@@ -643,3 +645,112 @@ async def test_a_body_of_nothing_but_tiny_mistakes_is_kept_within_its_bounds(
         receipt = await ingest(pipeline, "webhook", b"x\n" * 300_000)
         await pipeline.stop_workers()
         assert receipt.rejected == pipeline.store.totals()["webhook", ""].rejected == 300_000
+
+
+async def test_ids_of_an_upload_stay_claimed_when_its_client_leaves_at_the_commit(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    ready = threading.Event()
+    ready.set()
+
+    def sync(fd: int) -> None:
+        assert ready.wait(20)
+        os.fdatasync(fd)
+
+    with make_pipeline(sync=sync) as pipeline:
+        await pipeline.start_workers()
+        body = lines([event(n, pad=n) for n in range(8_000)])
+        projection = pipeline.projection("events")
+        reader, intake = pipeline.reader(projection, "ndjson"), pipeline.intake(projection)
+        for block in [*reader.feed(body), *reader.finish()]:
+            await intake.add(block)
+        await asyncio.to_thread(intake._close_file)
+        intake._close_file = lambda: None  # type: ignore[method-assign]
+        ready.clear()
+        leaving = asyncio.create_task(intake.commit(202))
+        while not pipeline.queue._pending and pipeline.queue._committing is None:
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        intake.abort()
+        again = asyncio.create_task(pipeline.ingest_q.put(event(3)))
+        await asyncio.sleep(0.05)
+        ready.set()
+
+        assert (await again).duplicates == 1
+        await pipeline.stop_workers()
+        assert pipeline.totals["events"].accepted == 8_000
+        assert pipeline.store.totals()["events", ""].accepted == 8_000
+
+
+async def test_letters_whose_replay_is_given_up_come_to_life_once(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", orders(event_id=None, select={"k": "key"}))
+        assert (await ingest(pipeline, "p", lines([{"k": "a", "t": 1e9}]))).rejected == 1
+        await pipeline.applied(pipeline.queue.end)
+        await pipeline.put_pipeline("p", orders(event_id=None), replace=True)
+        pipeline.pause_applying()
+        end = pipeline.queue.end
+        first = asyncio.create_task(pipeline.replay_dead_letters())
+        while pipeline.queue._committing is None:
+            await asyncio.sleep(0)
+        first.cancel()
+        second = asyncio.create_task(pipeline.replay_dead_letters())
+        while pipeline.queue.end == end:
+            await asyncio.sleep(0)
+        pipeline.pause_applying(False)
+
+        assert (await second)["replayed"] == 0
+        await pipeline.stop_workers()
+        (row,) = pipeline.store.aggregates(AggregateQuery(pipeline="p"))
+        assert row.count == 1
+
+
+async def test_a_pipeline_whose_put_is_given_up_in_the_log_is_there(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", orders())
+        changed = orders(select={"k": "key"})
+        putting = asyncio.create_task(pipeline.put_pipeline("p", changed, replace=True))
+        while pipeline.queue._committing is None:
+            await asyncio.sleep(0)
+        putting.cancel()
+        await asyncio.wait([putting])
+        await pipeline.settled()
+
+        assert pipeline.projection("p").spec == changed
+        body = lines([{"id": 1, "key": "a", "t": 1e9}])
+        receipt = await ingest(pipeline, "p", body)
+        await asyncio.wait_for(pipeline.applied(receipt.position), 20)
+        assert [row.count for row in pipeline.store.aggregates(AggregateQuery())] == [1]
+        await pipeline.stop_workers()
+
+
+async def test_an_upload_for_a_pipeline_that_is_deleted_at_its_commit_is_a_conflict(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", orders())
+        projection = pipeline.projection("p")
+        body = lines([{"id": n % 3000, "k": "a" * 60, "t": 1e9} for n in range(6_000)])
+        reader, intake = pipeline.reader(projection, "ndjson"), pipeline.intake(projection)
+        for block in [*reader.feed(body), *reader.finish()]:
+            await intake.add(block)
+        committing = asyncio.create_task(intake.commit(202))
+        while not pipeline.claims.merging.locked():
+            await asyncio.sleep(0)
+        await pipeline.delete_pipeline("p")
+
+        with pytest.raises(PipelineConflict):
+            await committing
+        intake.abort()
+        with pytest.raises(PipelineConflict):
+            pipeline.reader(projection, "ndjson")
+        assert list(pipeline.uploads.iterdir()) == []
+        await pipeline.stop_workers()

@@ -9,15 +9,8 @@ from typing import Any
 
 import pytest
 
-from spool import (
-    HEADER,
-    MAX_FRAME_BYTES,
-    FileQueue,
-    Message,
-    MessageQueue,
-    QueueError,
-    QueueRefused,
-)
+from frames import HEADER, MAX_FRAME_BYTES, Message
+from spool import FileQueue, MessageQueue, QueueError, QueueRefused
 
 pytestmark = [pytest.mark.anyio, pytest.mark.unit]
 
@@ -141,6 +134,20 @@ async def test_links_are_not_followed(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(directory)
     with pytest.raises(QueueError, match="is a link"):
         FileQueue(tmp_path / "link")
+
+
+async def test_files_of_others_are_left_alone(directory: Path) -> None:
+    directory.mkdir()
+    names = {"5.seg", "notes.txt", "٣" * 20 + ".seg", f"{7:020d}.seg~"}
+    for name in names:
+        (directory / name).write_text("mine")
+
+    queue = FileQueue(directory)
+    await queue.submit(1, b"x")
+    queue.close()
+
+    assert payloads(FileQueue(directory)) == [b"x"]
+    assert all((directory / name).read_text() == "mine" for name in names)
 
 
 class TestDamage:

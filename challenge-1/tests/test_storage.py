@@ -4,6 +4,7 @@ import math
 import random
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,28 @@ class TestTheContract:
 
 
 class TestSQLite:
+    def test_a_reader_that_holds_on_keeps_nobody_waiting_and_nothing_is_called_safe(
+        self, tmp_path: Path
+    ) -> None:
+        store = SQLiteStore(tmp_path / "a.db")
+        store.apply([Changes(1)])
+        with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM meta").fetchall()
+            store.apply([Changes(2)])
+            store._writer.execute("PRAGMA busy_timeout = 3600000")  # it would wait for ever
+
+            assert store.checkpoint() == 0
+
+        assert store.checkpoint() == 2
+        store.close()
+
+    def test_a_commit_is_synced(self, tmp_path: Path) -> None:
+        store = SQLiteStore(tmp_path / "a.db")
+
+        assert store._writer.execute("PRAGMA synchronous").fetchone() == (2,)
+        store.close()
+
     def test_files_are_for_their_owner_alone(self, tmp_path: Path) -> None:
         store = SQLiteStore(tmp_path / "a.db")
         store.apply([Changes(1)])
