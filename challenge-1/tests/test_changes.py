@@ -53,6 +53,13 @@ async def until(claim: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def on_its_way(pipeline: Pipeline) -> None:
+    """The change has been handed to the log, and is not yet on the disk."""
+    async with asyncio.timeout(20):
+        while "orders" not in pipeline.catalogue._changes:
+            await asyncio.sleep(0)
+
+
 class TestWriting:
     async def test_who_comes_while_it_is_put_anew_waits_and_writes_to_the_new_one(
         self, make_pipeline: Callable[..., Pipeline]
@@ -63,7 +70,7 @@ class TestWriting:
             change = asyncio.ensure_future(
                 pipeline.put_pipeline("orders", parse_spec(NEW), replace=True)
             )
-            await asyncio.sleep(0)  # handed to the log, not yet on the disk
+            await on_its_way(pipeline)
 
             assert pipeline.projection("orders") is old
             with pytest.raises(PipelineConflict):
@@ -81,11 +88,11 @@ class TestWriting:
         async with make_pipeline() as pipeline:
             await pipeline.start_workers()
             made = asyncio.ensure_future(pipeline.put_pipeline("orders", parse_spec(OLD)))
-            await asyncio.sleep(0)
+            await on_its_way(pipeline)
             assert (await pipeline.catalogue.current("orders")).name == "orders"
             await made
             gone = asyncio.ensure_future(pipeline.delete_pipeline("orders"))
-            await asyncio.sleep(0)
+            await on_its_way(pipeline)
             with pytest.raises(PipelineUnknown):
                 await pipeline.catalogue.current("orders")
             await gone
@@ -98,7 +105,7 @@ class TestWriting:
             change = asyncio.ensure_future(
                 pipeline.put_pipeline("orders", parse_spec(NEW), replace=True)
             )
-            await asyncio.sleep(0)
+            await on_its_way(pipeline)
             change.cancel()
 
             assert (await pipeline.catalogue.current("orders")).spec == parse_spec(NEW)
