@@ -148,11 +148,15 @@ def link_next(request: Request, response: Response, following: str | None) -> No
 # --- reading ------------------------------------------------------------------------------
 
 
+class Outdated(ConnectionError):
+    """An answer that has begun cannot be gone on with: the connection is cut, and that is all."""
+
+
 class Reading:
     """Aggregates of the builds that were shown when it began, and of no others.
 
     A replay that ends and a pipeline that is put anew change the builds: what has begun is then
-    given up with a 503, since it would go on with rows of others. Blocking.
+    given up as Outdated, since it would go on with rows of others. Blocking.
     """
 
     def __init__(self, store: Store, shown: Shown, question: Question) -> None:
@@ -177,7 +181,7 @@ class Reading:
                 items = [item_of(self.projections[row.pipeline], row) for row in rows]
                 return items, rows[-1].cursor if len(rows) == limit else []
             if self._has_begun:
-                break
+                raise Outdated
             self._take(builds)
         raise web.Problem(
             503, "The aggregates were built anew meanwhile; ask again.",
