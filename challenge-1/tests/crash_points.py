@@ -222,6 +222,15 @@ class Durable:
                     os.truncate(copy, (least + most) // 2)
 
 
+def files_of(root: Path) -> dict[Path, bytes]:
+    """What lies below a directory, without what dies with a process."""
+    return {
+        path.relative_to(root): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and not path.name.endswith(("-shm", ".lock", "holder"))
+    }
+
+
 class real:
     """The functions as they were."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash_points import DATABASE, KINDS, Disk, Durable
+from crash_points import DATABASE, KINDS, Disk, Durable, files_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.kill]
 
@@ -86,7 +86,7 @@ def open_pipeline(data: Path) -> Any:
     from utils import Pipeline
 
     return Pipeline(
-        db_path=data / DATABASE, queue_dir=data / "queue", retention=Retention(7 * 86_400, 3_000),
+        db_path=data / DATABASE, queue_dir=data / "queue", retention=Retention(7 * 86_400, 6_000),
         clock=lambda: T0 + 2_000.0, sync=lambda fd: os.fdatasync(fd), dedupe_keys=1_000,
     )  # fmt: skip
 
@@ -195,23 +195,26 @@ class Crashes:
     """Takes what a crash would leave at the chosen steps of what goes on in a directory."""
 
     def __init__(
-        self, path: Path, chosen: Callable[[int, str], bool], *, kinds: tuple[str, ...] = KINDS,
-        of: Moment | None = None,
-    ) -> None:  # fmt: skip
+        self, path: Path, chosen: Callable[[int, str], bool], of: Moment | None = None
+    ) -> None:
         self.ledger = copy.deepcopy(of.ledger) if of else Ledger()
         self.moments: list[Moment] = []
         self.steps = 0
-        self._path, self._chosen, self._kinds, self._of = path, chosen, kinds, of
+        self._path, self._chosen, self._of = path, chosen, of
         self.disk = Disk(
             of.data if of else path / "data", self._announce, of.durable if of else None
         )
 
     def _announce(self, what: str) -> None:
         self.steps += 1
-        for kind in self._kinds if self._chosen(self.steps, what) else ():
+        found: list[dict[Path, bytes]] = []
+        for kind in KINDS if self._chosen(self.steps, what) else ():
             name = f"{kind} before step {self.steps}, {what}"
             into = self._path / f"{self.disk.root.name}.{self.steps}-{kind}"
             durable = self.disk.left(kind, into)
+            if (files := files_of(into)) in found:
+                continue  # everything is synced
+            found.append(files)
             what_for = f"{name}, recovering from {self._of.what}" if self._of else name
             self.moments.append(Moment(what_for, into, durable, copy.deepcopy(self.ledger)))
 
