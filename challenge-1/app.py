@@ -4,20 +4,22 @@ The routes that take events are answered ahead of the router (`routes.py`), and 
 routes of the same path. Run it with `uvicorn app:app`, or with `python app.py` on PORT.
 """
 
-import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
 import msgspec
 import structlog
-from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.concurrency import run_in_threadpool
 
 import fetch_routes
+import pipeline_routes
+import queue_routes
 import web
+from growth import Growth
 from models import (
     SOURCE_EVENT,
     SOURCE_EVENTS,
@@ -26,42 +28,29 @@ from models import (
     AggregateItem,
     AggregatePage,
     CleanupAnswer,
-    Committed,
-    ConsumerState,
     Counts,
     DeadLetterItem,
     DeadLetterPage,
     LatencyFigures,
     LatestWindow,
-    Offset,
-    PipelineAnswer,
     PipelineCounts,
-    PipelineList,
     PreviewAnswer,
-    QueueAnswer,
-    QueueItem,
-    QueuePage,
-    RebuildState,
     ReplayAnswer,
     StatsAnswer,
-    TopicAnswer,
 )
-from pages import Question, as_csv, as_ndjson, link_next, read_cursor, write_cursor
+from pages import Question, Reading, as_csv, as_ndjson, link_next, read_cursor, write_cursor
 from preview import preview
-from results import item_of
-from routes import IngestRoutes, StreamingPaths, problem_of, until
+from results import item_of, letter_fields
+from routes import BUILT_IN, IngestRoutes, Running, StreamingPaths, problem_of
 from settings import Settings
 from signatures import secrets_of
 from sketches import SketchesMissing
-from specs import SPEC_EXAMPLE, PipelineName
-from sqlite_store import letter_fields
-from topics import TOPICS, TopicError
+from topics import TopicError
 from utils import (
     Busy,
     Held,
     Pipeline,
     PipelineConflict,
-    PipelineSpec,
     PipelineUnknown,
     QueueError,
     QueueRefused,
@@ -74,8 +63,6 @@ log = structlog.stdlib.get_logger("pipeline")
 settings = Settings()
 
 STOP_SECONDS = 1.0  # to apply what is accepted when the server is told to stop
-MAX_WAIT_SECONDS = 30.0
-BUILT_IN = {"/webhook": "webhook", "/webhook/ingest": "events", "/webhook/batch": "events"}
 SIGNING_KEYS = (
     secrets_of(settings.webhook_secret.get_secret_value()) if settings.webhook_secret else []
 )
@@ -95,24 +82,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
                  backlog_bytes=pipeline.backlog_bytes)  # fmt: skip
         await pipeline.start_workers()
         app.state.pipeline = pipeline
+        app.state.growth = Growth(pipeline)
         yield
         await pipeline.stop_workers(STOP_SECONDS)
     finally:
         pipeline.close()
-
-
-def pipeline_of(request: Request) -> Pipeline:
-    """The running pipeline."""
-    pipeline: Pipeline = request.app.state.pipeline
-    return pipeline
-
-
-Running = Annotated[Pipeline, Depends(pipeline_of)]
-AnyName = Annotated[PipelineName, Path(examples=["webhook"], description="A pipeline.")]
-OwnName = Annotated[PipelineName, Path(examples=["orders"], description="Not a built-in one.")]
-TopicName = Annotated[
-    str, Path(max_length=64, examples=["aggregates"], description=f"One of {', '.join(TOPICS)}.")
-]
 
 
 def collect() -> Iterable[Metric]:
@@ -154,16 +128,17 @@ app: FastAPI = web.create_app(
     tags=[
         {"name": "ingest", "description": "Events in: durable before they are acknowledged."},
         fetch_routes.TAG,
-        {"name": "pipelines", "description": "Pipelines as data: put, changed, rebuilt, deleted."},
+        pipeline_routes.TAG,
         {"name": "results", "description": "Aggregates, figures and what was refused."},
-        {"name": "queue", "description": "Topics with named consumers."},
+        queue_routes.TAG,
         {"name": "service", "description": "Health, metrics and housekeeping."},
     ],
 )
 app.gate.streaming = StreamingPaths((*BUILT_IN, "/preview"))  # type: ignore[attr-defined]
 
 
-app.include_router(fetch_routes.router)
+for part in (pipeline_routes, queue_routes, fetch_routes):
+    app.include_router(part.router)
 
 
 async def refused(request: Request, error: Exception) -> Response:
@@ -255,10 +230,6 @@ def _document(path: str, summary: str, description: str, example: Any) -> None:
     )
 
 
-def _json_example(example: Any) -> dict[str, Any]:
-    return {"requestBody": {"content": {"application/json": {"example": example}}}}
-
-
 _NAME_EXAMPLE = {
     "name": "name", "in": "path", "required": True, "schema": {"type": "string"},
     "example": "webhook",
@@ -338,134 +309,6 @@ async def preview_body(
         raise problem from error
 
 
-# --- pipelines --------------------------------------------------------------------------------
-
-
-@app.get("/pipelines", tags=["pipelines"], summary="The pipelines", operation_id="pipelines",
-         responses=web.problems(403))  # fmt: skip
-async def pipelines(pipeline: Running) -> PipelineList:
-    """Built-in ones and those that were put."""
-    return PipelineList(items=[_pipeline_answer(pipeline, name) for name in pipeline.projections])
-
-
-def _pipeline_answer(pipeline: Pipeline, name: str) -> PipelineAnswer:
-    projection = pipeline.projection(name)
-    path = next((p for p, owner in BUILT_IN.items() if owner == name), f"/pipelines/{name}/events")
-    return PipelineAnswer(
-        name=name,
-        built_in=projection.built_in,
-        position=max(pipeline.put_at[name], 0),
-        spec=projection.spec.public() if projection.spec else None,
-        events_path=path,
-        rebuild=None,
-    )
-
-
-@app.put(
-    "/pipelines/{name}",
-    tags=["pipelines"],
-    summary="Put a pipeline",
-    operation_id="put_pipeline",
-    responses={
-        200: {"model": PipelineAnswer, "description": "It is there already, and stays."},
-        201: {"model": PipelineAnswer, "description": "It is new, or starts empty."},
-        **web.problems(400, 403, 409, 413, 415, 422, 429, 501, 503, 507),
-    },
-    response_model=PipelineAnswer,
-    openapi_extra=_json_example(SPEC_EXAMPLE),
-)
-async def put_pipeline(
-    name: OwnName,
-    spec: PipelineSpec,
-    response: Response,
-    pipeline: Running,
-    replace: Annotated[
-        bool, Query(description="A changed pipeline takes the old one's place, and starts empty.")
-    ] = False,
-) -> PipelineAnswer:
-    """Answered when it is durable. The same again changes nothing; another one is 409."""
-    if await pipeline.put_pipeline(name, spec, replace=replace):
-        response.status_code = 201
-    return _pipeline_answer(pipeline, name)
-
-
-@app.get("/pipelines/{name}", tags=["pipelines"], summary="One pipeline",
-         operation_id="pipeline", responses=web.problems(403, 404, 422))  # fmt: skip
-async def one_pipeline(name: AnyName, pipeline: Running) -> PipelineAnswer:
-    """What it is, and how far a rebuild of it has come."""
-    answer = _pipeline_answer(pipeline, name)
-    answer.rebuild = await run_in_threadpool(_rebuild_state, pipeline, name)
-    return answer
-
-
-@app.delete("/pipelines/{name}", tags=["pipelines"], summary="Delete a pipeline", status_code=204,
-            operation_id="delete_pipeline",
-            responses=web.problems(403, 404, 409, 422, 503, 507))  # fmt: skip
-async def delete_pipeline(name: OwnName, pipeline: Running) -> None:
-    """It goes with its aggregates; answered when that is durable."""
-    await pipeline.delete_pipeline(name)
-    log.info("pipeline_deleted", pipeline=name)
-
-
-@app.post(
-    "/pipelines/{name}/replay",
-    tags=["pipelines"],
-    summary="Build the aggregates anew from the log",
-    operation_id="replay_pipeline",
-    status_code=202,
-    responses=web.problems(403, 404, 409, 422, 503, 507),
-)
-async def replay_pipeline(
-    name: AnyName,
-    request: Request,
-    pipeline: Running,
-    origin: Annotated[
-        int | None,
-        Query(
-            alias="from",
-            ge=0,
-            le=2**62,
-            description="A position of the log; without it, where the name was put first.",
-        ),
-    ] = None,
-    wait: Annotated[
-        Literal["done"] | None, Query(description="Answer when the new aggregates are in place.")
-    ] = None,
-) -> RebuildState:
-    """Beside the old ones, which are shown until the new ones take their place as a whole.
-
-    `GET /pipelines/{name}/replay` tells how far it is. What the log no longer holds (see
-    `QUEUE_RETAIN_DAYS`) cannot be built anew.
-    """
-    if origin is None:
-        builds = await run_in_threadpool(pipeline.store.builds)
-        origin = next((b.begins for b in builds if b.name == name and not b.shadow), 0)
-    await pipeline.rebuild(name, origin)
-    if wait:
-        await until(request.app, pipeline.rebuilt(name))
-    return await run_in_threadpool(_rebuild_state, pipeline, name)
-
-
-@app.get("/pipelines/{name}/replay", tags=["pipelines"], summary="How far the replay is",
-         operation_id="replay_state", responses=web.problems(403, 404, 422))  # fmt: skip
-async def replay_state(name: AnyName, pipeline: Running) -> RebuildState:
-    """`none`, `running` with its progress, or `done`."""
-    return await run_in_threadpool(_rebuild_state, pipeline, name)
-
-
-def _rebuild_state(pipeline: Pipeline, name: str) -> RebuildState:
-    pipeline.projection(name)
-    end = pipeline.queue.end
-    builds = {b.shadow: b for b in pipeline.store.builds() if b.name == name}
-    build = builds.get(True) or builds.get(False)
-    if build is None or not (build.shadow or build.progress):
-        return RebuildState(pipeline=name, state="none", end=end)
-    return RebuildState(
-        pipeline=name, state="running" if build.shadow else "done", origin=build.origin,
-        position=build.progress, end=end, events=build.events, misfits=build.misfits,
-    )  # fmt: skip
-
-
 # --- results ----------------------------------------------------------------------------------
 
 
@@ -481,16 +324,16 @@ async def aggregates(
 ) -> AggregatePage:
     """Ordered by window, pipeline and group. Open windows are shown with `final` false."""
     after = read_cursor(cursor, (int, str, str, int)) if cursor else None
-    query = question.query(pipeline.projections, after=after, limit=limit)
-    rows = await run_in_threadpool(pipeline.store.aggregates, query)
-    following = write_cursor(rows[-1].cursor) if len(rows) == limit else None
+    question.check(after)
+
+    def read() -> tuple[list[dict[str, Any]], list[Any]]:
+        return Reading(pipeline.store, pipeline.shown, question).page(after, limit)
+
+    items, end = await run_in_threadpool(read)
+    following = write_cursor(end) if end else None
     link_next(request, response, following)
-    items = [
-        AggregateItem.model_validate(item_of(pipeline.projections[row.pipeline], row))
-        for row in rows
-        if row.pipeline in pipeline.projections
-    ]
-    return AggregatePage(items=items, next=following)
+    return AggregatePage(items=[AggregateItem.model_validate(each) for each in items],
+                         next=following)  # fmt: skip
 
 
 @app.get(
@@ -513,16 +356,17 @@ async def export(
     question: Annotated[Question, Depends()],
     format_: Annotated[Literal["ndjson", "csv"], Query(alias="format")] = "ndjson",
 ) -> StreamingResponse:
-    """All that is asked for, of any length, in constant memory.
+    """All that is asked for, of any length, in constant memory; cut off, so that it cannot be taken
+    for whole, when the aggregates are built anew meanwhile.
 
     As CSV the parts of the group and the values of one pipeline have columns of their own.
     """
-    query = question.query(pipeline.projections, limit=1000)
-    write: Callable[..., Iterator[bytes]] = as_csv if format_ == "csv" else as_ndjson
-    media_type = "text/csv; charset=utf-8" if format_ == "csv" else "application/x-ndjson"
+    reading = await run_in_threadpool(Reading, pipeline.store, pipeline.shown, question)
+    question.query(reading.projections)  # a bad question is told before the answer begins
+    is_csv = format_ == "csv"
     return StreamingResponse(
-        write(pipeline.store, query, dict(pipeline.projections)),
-        media_type=media_type,
+        as_csv(reading, question.pipeline) if is_csv else as_ndjson(reading),
+        media_type="text/csv; charset=utf-8" if is_csv else "application/x-ndjson",
         headers={"Content-Disposition": f'attachment; filename="aggregates.{format_}"'},
     )
 
@@ -618,75 +462,6 @@ async def replay_dead_letters(
 ) -> ReplayAnswer:
     """After a fix: each is sent through its pipeline as that is now, and comes to life once."""
     return ReplayAnswer(**await pipeline.replay_dead_letters(name, code))
-
-
-# --- queue ------------------------------------------------------------------------------------
-
-
-@app.get("/queue", tags=["queue"], summary="The topics", operation_id="queue",
-         responses=web.problems(403, 503))  # fmt: skip
-async def queue(pipeline: Running) -> QueueAnswer:
-    """`ingest`: every accepted record; `aggregates`: windows closed and revised; `dead-letters`."""
-
-    def look() -> list[TopicAnswer]:
-        answers = []
-        for topic in TOPICS:
-            state = pipeline.topics.state(topic)
-            consumers = [
-                ConsumerState(consumer=name, offset=offset, behind=max(0, state.next - offset))
-                for name, offset in pipeline.topics.consumers(topic).items()
-            ]
-            answers.append(TopicAnswer(topic=topic, first=state.first, next=state.next,
-                                       bytes=state.bytes, consumers=consumers))  # fmt: skip
-        return answers
-
-    return QueueAnswer(topics=await run_in_threadpool(look))
-
-
-@app.get("/queue/{topic}", tags=["queue"], summary="Read a topic", operation_id="read_topic",
-         responses=web.problems(403, 404, 422, 503))  # fmt: skip
-async def read_topic(
-    topic: TopicName,
-    request: Request,
-    pipeline: Running,
-    consumer: Annotated[
-        str | None, Query(max_length=64, description="From where this consumer stands.")
-    ] = None,
-    offset: Annotated[
-        int | None, Query(ge=0, le=2**62, description="From here instead; 0 is the oldest.")
-    ] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    wait: Annotated[
-        float, Query(ge=0, le=MAX_WAIT_SECONDS, description="For the first message, in seconds.")
-    ] = 0,
-) -> QueuePage:
-    """Nothing moves before the offset is committed: after a crash the same messages come again."""
-    deadline = time.monotonic() + wait
-    while True:
-        grown = pipeline.grown
-        page = await run_in_threadpool(
-            pipeline.topics.read, topic, offset, consumer=consumer, limit=limit
-        )
-        left = deadline - time.monotonic()
-        if page.items or left <= 0 or grown is None or request.app.state.stopping.is_set():
-            break
-        await until(request.app, grown.wait(), left)
-    items = [QueueItem(offset=item.offset, value=item.decoded()) for item in page.items]
-    return QueuePage(items=items, next=page.next)
-
-
-@app.post("/queue/{topic}/consumers/{consumer}", tags=["queue"], summary="Commit an offset",
-          operation_id="commit_offset", openapi_extra=_json_example({"offset": 0}),
-          responses=web.problems(400, 403, 404, 415, 422, 503))  # fmt: skip
-async def commit_offset(
-    topic: TopicName,
-    consumer: Annotated[str, Path(max_length=256, examples=["billing"])],
-    body: Offset,
-    pipeline: Running,
-) -> Committed:
-    """What was read before it does not come again to this consumer. Going back is possible."""
-    await run_in_threadpool(pipeline.topics.commit, topic, consumer, body.offset)
-    return Committed(topic=topic, consumer=consumer, offset=body.offset)
 
 
 # --- housekeeping -----------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from batches import (
     BATCH,
     DROP,
     IDLE,
+    PROBE,
     PUT,
     REBUILD,
     UPLOAD,
@@ -34,9 +35,10 @@ from batches import (
     encode,
 )
 from builds import Chunk, Live, Rebuilding, unskipped
+from frames import Message
 from projection import Projection
 from results import closed_message
-from spool import Message, MessageQueue
+from spool import MessageQueue
 from storage import Aggregate, Answer, Build, Changes, StagedUpload, Store, StoreRefused
 from uploads import read_upload
 from windows import MICROSECONDS
@@ -47,7 +49,7 @@ FOLD_EVENTS: Final = 4_000  # events folded at once
 TAKE_BYTES: Final = 2 * 1024 * 1024  # of the log in one transaction
 HANDOVER_BYTES: Final = 2 * 1024 * 1024
 TRIM_BYTES: Final = 64 * 1024 * 1024  # applied since the last look at what may go
-COMMIT_SECONDS: Final = 0.03  # between commits under load, so that each has enough to do
+COMMIT_SECONDS: Final = 0.05  # between commits under load, so that each has enough to do
 RETRY_SECONDS: Final = 0.5  # after the store refused
 LOOK_SECONDS: Final = 0.5  # between looks at quiet sources
 RETAIN_SECONDS: Final = 60.0  # between looks at what is old
@@ -124,7 +126,7 @@ class Applier:
         self._live: dict[str, Live] = {}
         self._rebuilding: dict[str, Rebuilding] = {}
         self._handover: deque[Handed] = deque()
-        self._handed_bytes = 0
+        self._handed_bytes = self._taken_bytes = 0  # each counted up by one thread alone
         self._work = threading.Event()
         self._hurry = threading.Event()
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
@@ -147,7 +149,7 @@ class Applier:
     def hand_over(self, handed: Handed) -> None:
         """Offer an acknowledged batch; where there is no room the log will be read."""
         size = len(handed.batch.body)
-        if self._handed_bytes + size <= HANDOVER_BYTES:
+        if self._handed_bytes - self._taken_bytes + size <= HANDOVER_BYTES:
             self._handed_bytes += size
             self._handover.append(handed)
         if not self._work.is_set():
@@ -416,9 +418,10 @@ class Applier:
             wanted = decode_rebuild(message.payload)
             if (current := self._live.get(wanted.name)) is not None:
                 old = current.build
+                origin = max(wanted.origin, self._queue.statistics().first)
                 build = Build(
                     message.end, old.name, old.spec, old.lateness, old.begins,
-                    shadow=True, origin=wanted.origin, progress=wanted.origin,
+                    shadow=True, origin=origin, progress=origin,
                 )  # fmt: skip
                 changes.shadow = build
                 yield changes
@@ -450,27 +453,26 @@ class Applier:
                     yield message
                     if last >= end:
                         return
-                # Damage at the very end of a stretch leaves a gap that nothing fills.
                 position = until
-                if last < until and position >= end:
-                    return
+                if last < until:  # damaged, with nothing whole behind it
+                    yield Message(last, until, PROBE, b"")
             if position >= end:
                 return
 
     def _drop_handed(self) -> None:
-        self._handed_bytes -= len(self._handover.popleft().batch.body)
+        self._taken_bytes += len(self._handover.popleft().batch.body)
 
     def _count(self, batch: Batch, changes: Changes, applied: Applied, end: int) -> None:
         name = batch.pipeline
         applied.events += batch.accepted
         if name in self._live:
-            total = changes.total(name, "")
+            total = changes.total(name)
             total.accepted += batch.accepted
             total.rejected += len(batch.rejected)
             total.filtered += batch.filtered
             for source, count in batch.duplicates.items():
                 total.duplicates += count
-                changes.total(name, source).duplicates += count
+                changes.by_source(name, source).duplicates += count
             for code in batch.replayed.values():
                 if code == "late":
                     total.late -= 1
@@ -493,13 +495,13 @@ class Applier:
         changes = self._begin(message.end)
         changes.uploads.append(StagedUpload(upload.name, message.end, upload.length))
         if live is not None:
-            total = changes.total(name, "")
+            total = changes.total(name)
             total.accepted += upload.accepted
             total.rejected += upload.rejected
             total.filtered += upload.filtered
             for source, count in upload.duplicates.items():
                 total.duplicates += count
-                changes.total(name, source).duplicates += count
+                changes.by_source(name, source).duplicates += count
         if (promise := upload.promise) is not None:
             promise.receipt.position = message.end
             changes.answers.append(Answer(promise.key, promise.body, encode(promise.receipt)))

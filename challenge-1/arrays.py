@@ -4,11 +4,14 @@ An array is cut where it can be proved: if `[` + P + `]` decodes as an array, th
 two elements. So the last `},` is a guess worth one call of the decoder; a wrong guess (inside a
 string, or an inner array) costs that call and nothing else. Learning the first key of the first
 element makes wrong guesses rare. When too many are wrong, ijson takes over, element by element.
+
+Elements that could be nested too deep are decoded a few at a time, cut in the same way: where the
+brackets of a few elements are few, none of them is deep.
 """
 
 import re
-from collections.abc import Iterator
-from typing import Final, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -58,7 +61,9 @@ class SplitArray:
         self._index = 0
         self._try_at = BLOCK_BYTES
         self._next_key: re.Pattern[bytes] | None = None  # what follows a cut, if it is a true one
+        self._between = b""  # the bytes of a true cut, up to the next element's first key
         self._deep = Depths(decoder.levels)
+        self._dense = False  # the last block had brackets enough for a deep element
         self._slow: IjsonArray | None = None
 
     def feed(self, data: bytes) -> Iterator[Block]:
@@ -131,40 +136,67 @@ class SplitArray:
             place = buffer.rfind(b"},", 0, place)
             if place < 0 or given == GUESSES:
                 return
-            if self._next_key is None or self._next_key.match(buffer, place + 2):
+            if self._next_key is None:
                 given += 1
+                yield place + 1
+            elif found := self._next_key.match(buffer, place + 2):
+                given += 1
+                self._between = b"}," + found[0]
+                del found
                 yield place + 1
 
     def _decode(self, text: bytes) -> Block | None:
         """The elements of a whole array; None when it is none, or needs a closer look."""
         decode = self._decoder.decode_array
         assert decode is not None  # noqa: S101  (with ijson this class is not used)
-        try:
-            events = decode(text)
-        except msgspec.ValidationError:
-            return self._one_by_one(text)
-        except (msgspec.DecodeError, RecursionError):
-            return None
+        events = self._few_at_a_time(text, decode) if self._dense else None
+        if events is None:
+            try:
+                events = decode(text)
+            except msgspec.ValidationError:
+                return self._one_by_one(text)
+            except (msgspec.DecodeError, RecursionError):
+                return None
+            self._dense = not self._deep.are_few(text, len(events))
+            if (self._dense or len(text) > self._max) and self._needs_care(text):
+                return self._one_by_one(text)
         try:
             if not text.isascii():
                 text.decode()
         except UnicodeDecodeError:
             raise BodyError(400, "The body is not valid UTF-8.") from None
-        if self._needs_care(text, len(events)) or not self._decoder.normalise(events):
+        if not self._decoder.normalise(events):
             return self._one_by_one(text)
         self._index += len(events)
         return Block(events=events, array=text)
 
-    def _needs_care(self, text: bytes, count: int) -> bool:
-        """Whether an element may be too deep or too large."""
-        if len(text) <= self._max and self._deep.are_few(text, count):
-            return False
-        sizes = [memoryview(raw).nbytes for raw in RAW_ARRAY.decode(text)]
-        if max(sizes, default=0) > self._max:
-            return True
-        if sum(sizes) + count + 1 != len(text):  # white space: places are not sums of sizes
-            return any(map(too_deep, map(bytes, RAW_ARRAY.decode(text))))
-        return self._deep.among(text, sizes)
+    def _few_at_a_time(self, text: bytes, decode: Callable[[bytes], list[Any]]) -> list[Any] | None:
+        """The elements, none of them deep or too large; None when this way does not show it."""
+        between, deep = self._between, self._deep
+        events: list[Any] = []
+        start, last = 1, len(text) - 2
+        if not text.endswith(b"]"):
+            return None
+        while start <= last:
+            end = last
+            if start + deep.stretch < last:
+                end = text.rfind(between, start, start + deep.stretch)
+            if end < 0 or end - start >= self._max:
+                return None
+            few = b"[%b]" % text[start : end + 1]
+            if not deep.is_shallow(few):
+                return None
+            try:
+                events += decode(few)
+            except (msgspec.DecodeError, RecursionError):
+                return None
+            start = end + 2
+        return events
+
+    def _needs_care(self, text: bytes) -> bool:
+        """Whether an element is too deep or too large."""
+        raws = list(map(bytes, RAW_ARRAY.decode(text)))
+        return max(map(len, raws), default=0) > self._max or any(map(too_deep, raws))
 
     def _one_by_one(self, text: bytes) -> Block | None:
         try:

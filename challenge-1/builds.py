@@ -10,18 +10,22 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
+from aggregation import Delta
 from batches import BATCH, IDLE, UPLOAD, Batch, decode_batch, decode_idle, decode_upload
+from frames import Message
 from parsing import KEPT_BYTES, Decoder, Rejected
 from projection import Projection
-from spool import Message, MessageQueue
+from spool import MessageQueue
 from storage import Build, Changes, Store
 from uploads import is_marked, read_upload
 from windows import Windows
 
 REBUILD_EVENTS: Final = 8_000  # of the old log in one transaction
+FOLDED_ROWS: Final = 24_000  # of windows that are held at once
 LATE: Final = "The event came after the allowed lateness of all its windows."
 
 
@@ -79,26 +83,36 @@ class Chunk:
             self.events += events
             self.batches.append((events, kept, batch, end))
 
-    def fold(self, changes: Changes) -> tuple[int, int]:
-        """Add the outcome to the changes; return how many were too late, and how many revised."""
-        live = self.live
+    def fold(self, changes: Changes) -> None:
+        """Add the outcome to the changes: worked out, and complete, while their deltas are taken.
+
+        So an event that falls into hundreds of windows costs time, but no memory.
+        """
+        changes.deltas = chain(changes.deltas, self._fold(changes))
+
+    def _fold(self, changes: Changes) -> Iterator[tuple[int, str, Delta]]:
+        live, events = self.live, self.events
         build, projection = live.build, live.projection
         live.note(self.spoken)
-        folded = projection.fold(self.events, live.windows)
-        changes.deltas += [(build.id, build.name, delta) for delta in folded.deltas]
+        dropped: list[Any] = []
+        total = changes.total(build.name)
+        at_once = max(1, FOLDED_ROWS // projection.window.overlap)
+        for start in range(0, len(events), at_once):
+            folded = projection.fold(events[start : start + at_once], live.windows)
+            for delta in folded.deltas:
+                yield build.id, build.name, delta
+            dropped += folded.dropped
+            total.revised += folded.revised
         live.take_clocks(changes)
-        total = changes.total(build.name, "")
-        total.late += len(folded.dropped)
-        total.revised += folded.revised
+        total.late += len(dropped)
         if projection.sources:
-            for source, count in Counter(projection.sources(self.events)).items():
-                changes.total(build.name, source).accepted += count
-            for source, count in Counter(projection.sources(folded.dropped)).items():
-                changes.total(build.name, source).late += count
-        if folded.dropped:
-            self._bury(folded.dropped, changes)
+            for source, count in Counter(projection.sources(events)).items():
+                changes.by_source(build.name, source).accepted += count
+            for source, count in Counter(projection.sources(dropped)).items():
+                changes.by_source(build.name, source).late += count
+        if dropped:
+            self._bury(dropped, changes)
         self.events, self.batches, self.spoken = [], [], {}
-        return len(folded.dropped), folded.revised
 
     def _bury(self, dropped: list[Any], changes: Changes) -> None:
         """Keep the too late as dead letters, with the bytes they came in."""
@@ -224,9 +238,9 @@ class Rebuilding:
         chunk.add(events, batch, end, kept)
 
     def _fold_into(self, chunk: Chunk, changes: Changes) -> None:
-        chunk.fold(changes)
-        changes.totals.clear()  # they were counted the first time
-        changes.rejected.clear()
+        counted = Changes()  # what was counted and buried the first time
+        chunk.fold(counted)
+        changes.deltas, changes.clocks = counted.deltas, counted.clocks
 
     def _noted(self, changes: Changes) -> Changes:
         build = self.build

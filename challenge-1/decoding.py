@@ -76,7 +76,12 @@ class BadRecord(Exception):
 
 
 def rejected(
-    bad: BadRecord, raw: bytes, offset: int, *, line: int | None = None, index: int | None = None
+    bad: BadRecord,
+    raw: bytes,
+    offset: int | None,
+    *,
+    line: int | None = None,
+    index: int | None = None,
 ) -> Rejected:
     """The record as it is reported and kept."""
     whole = len(raw) <= KEPT_BYTES
@@ -103,7 +108,7 @@ class Decoder:
         self.levels = projection.levels
         self._decode = self._by_ijson if engine == "ijson" else self._by_msgspec
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(projection.shape)
-        self.decode_lines = None if engine == "ijson" else self._decoder.decode_lines
+        self.decode = None if engine == "ijson" else self._decoder.decode
         listed: Any = list[projection.shape]  # type: ignore[name-defined]
         self.decode_array = None if engine == "ijson" else msgspec.json.Decoder(listed).decode
 
@@ -234,12 +239,12 @@ class Depths:
     """Finds records nested deeper than MAX_DEPTH, at the price of counting brackets once.
 
     A stretch of records in which at most MAX_DEPTH brackets open has no deep one in it. How long a
-    stretch may be is learned from the ones before, so few are counted twice.
+    `stretch` may be is learned from the ones before, so few are counted twice.
     """
 
     def __init__(self, levels: int) -> None:
+        self.stretch = 2048
         self._levels = levels  # brackets that every valid event opens
-        self._stretch = 2048
 
     def are_few(self, text: bytes, records: int) -> bool:
         """Whether short records open too few brackets for one of them to be deep."""
@@ -255,11 +260,11 @@ class Depths:
         start, size = 0, len(body)
         while start < size:
             end = size
-            if start + self._stretch < size:
-                end = body.rfind(b"\n", start, start + self._stretch)
+            if start + self.stretch < size:
+                end = body.rfind(b"\n", start, start + self.stretch)
                 end = body.find(b"\n", start) if end < 0 else end
                 end = size if end < 0 else end
-            if self._is_shallow(body, start, end):
+            if self.is_shallow(body[start:end]):
                 start = end + 1
             elif body.find(b"\n", start, end) < 0:
                 if too_deep(body[start:end]):
@@ -267,33 +272,13 @@ class Depths:
                 start = end + 1
         return False
 
-    def among(self, text: bytes, sizes: list[int]) -> bool:
-        """Whether one of the elements of a compact array, of these sizes, is too deep."""
-        start = place = 1
-        held = 0
-        for size in sizes:
-            if held and place + size - start > self._stretch:
-                if not self._is_shallow(text, start, place) and self._one_is_deep(
-                    text, start, place
-                ):
-                    return True
-                start, held = place, 0
-            place += size + 1
-            held += 1
-        return not self._is_shallow(text, start, place) and self._one_is_deep(text, start, place)
-
-    def _one_is_deep(self, text: bytes, start: int, end: int) -> bool:
-        stretch = b"[%b]" % text[start : end - 1]
-        return any(map(too_deep, map(bytes, RAW_ARRAY.decode(stretch))))
-
-    def _is_shallow(self, text: bytes, start: int, end: int) -> bool:
-        opened = text.count(b"{", start, end) + text.count(b"[", start, end)
-        if opened > MAX_DEPTH:
-            self._stretch = max(64, self._stretch // 2)
-            return False
-        if opened < MAX_DEPTH // 3:
-            self._stretch = min(1 << 20, self._stretch * 2)
-        return True
+    def is_shallow(self, text: bytes) -> bool:
+        """Whether so few brackets open in a stretch that nothing in it can be deep."""
+        opened = len(text) - len(text.translate(None, b"{["))
+        if not MAX_DEPTH * 3 // 4 <= opened <= MAX_DEPTH:
+            fitting = len(text) * (MAX_DEPTH - 8) // max(opened, 1)
+            self.stretch = min(max(fitting, 64), 2 * self.stretch, 1 << 20)
+        return opened <= MAX_DEPTH
 
 
 def lone_surrogate(raw: bytes) -> bool:

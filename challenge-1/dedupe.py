@@ -18,10 +18,14 @@ KEY_BYTES: Final = 8
 
 
 class KeyHash:
-    """Text to key. The secret keeps anybody from making two texts collide on purpose."""
+    """Text to key; the same text in another realm is another key.
 
-    def __init__(self, secret: bytes) -> None:
-        self._hash = hashlib.blake2b(digest_size=KEY_BYTES, key=secret)
+    The secret keeps anybody from making two texts collide on purpose.
+    """
+
+    def __init__(self, secret: bytes, realm: str = "") -> None:
+        person = hashlib.blake2b(realm.encode(), digest_size=16).digest() if realm else b""
+        self._hash = hashlib.blake2b(digest_size=KEY_BYTES, key=secret, person=person)
 
     def __call__(self, text: str) -> int:
         """Hash a text."""

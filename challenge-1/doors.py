@@ -67,7 +67,7 @@ class PipelineDoor:
     async def _put(self, key: str, body: bytes) -> tuple[Receipt, bool]:
         pipeline = self._pipeline
         pipeline.admit()
-        projection = pipeline.projection(self._name)
+        projection = await pipeline.catalogue.current(self._name)
         reader = pipeline.reader(projection, "ndjson")
         intake = pipeline.intake(projection)
         digests = (

@@ -229,14 +229,13 @@ class RecordsAt:
     """The records under a path (`features.item`) inside one large document, by ijson.
 
     A guard sees every byte first: what is nested too deep, a string or record that is too large,
-    half a UTF-16 pair. ijson does not tell where a record stands, so `offset` is where the piece
-    began in which it ended, and what is kept of it is written anew.
+    half a UTF-16 pair. ijson does not tell where a record stands: a refused one is found by its
+    `index` (its `offset` is null), and what is kept of it is written anew.
     """
 
-    def __init__(self, decoder: Decoder, max_event_bytes: int, offset: int, path: str) -> None:
+    def __init__(self, decoder: Decoder, max_event_bytes: int, path: str) -> None:
         self._decoder = decoder
         self._max = max_event_bytes
-        self._offset = offset
         self._levels = path.count(".") + 1
         self._index = 0
         self._values: deque[Any] = deque()
@@ -264,7 +263,6 @@ class RecordsAt:
                 self._inside += len(piece)
                 if self._inside > self._max + BLOCK_BYTES:
                     raise BodyError(413, f"A record is larger than {self._max:,} bytes.")
-            self._offset += len(piece)
 
     def finish(self) -> Iterator[Block]:
         """Yield the last records; the document has to end here."""
@@ -314,7 +312,7 @@ class RecordsAt:
                 block.events.append(self._decoder.convert(value))
                 block.lines.append(raw)
             except BadRecord as bad:
-                block.rejected.append(rejected(bad, raw, self._offset, index=self._index))
+                block.rejected.append(rejected(bad, raw, None, index=self._index))
             self._index += 1
         return block
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 from answers import Key
 from batches import BATCH, UPLOAD, Batch, Promise, Receipt, Upload, encode
 from dedupe import SeenKeys, pack_keys, unpack_keys
+from frames import encode_frame
 from parsing import Block, Rejected
 from projection import Projection
-from spool import SAFE_FLAGS, QueueRefused, encode_frame, sync_directory, write_all
+from spool import SAFE_FLAGS, QueueRefused, sync_directory, write_all
 from uploads import mark, read_upload
 from windows import MICROSECONDS
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 INLINE_BYTES: Final = 256 * 1024  # larger bodies are staged in a file of their own
 STAGED_SYNC_BYTES: Final = 16 * 1024 * 1024
 KEYS_PER_TURN: Final = 2_000  # of an upload, before other requests get a turn
+LETTER_BYTES: Final = 200  # what is kept of a rejected record beside its bytes
 REPORTED_ERRORS: Final = 20
 
 
@@ -59,7 +61,8 @@ class Intake:
             await self._stage(block)
             return
         self._blocks.append(block)
-        self._held_bytes += len(block.raw) + sum(len(each.raw) for each in block.rejected)
+        self._held_bytes += len(block.raw)
+        self._held_bytes += sum(LETTER_BYTES + len(each.raw) for each in block.rejected)
         if self._held_bytes > INLINE_BYTES:
             self._path = self._pipeline.uploads / uuid.uuid4().hex
             blocks, self._blocks = self._blocks, []
@@ -68,7 +71,8 @@ class Intake:
 
     async def _stage(self, block: Block) -> None:
         """Write a block to the upload's own file, framed like the log."""
-        hash_key, ids = self._pipeline.key_hash, self._projection.ids
+        ids = self._projection.ids
+        hash_key = self._pipeline.claims.hash_of(self._projection)
         keys = map(hash_key, ids(block.events)) if ids else ()
         batch = Batch(
             self._projection.name, self._arrival, block.raw, len(block.events), pack_keys(keys),
@@ -116,7 +120,7 @@ class Intake:
             await asyncio.to_thread(self._close_file)
             if self._projection.ids is None:
                 return await self._publish(status, key, b"", {}, None)
-            async with pipeline.merging:
+            async with pipeline.claims.merging:
                 await pipeline.settled()  # keys that are not certain yet
                 newer = SeenKeys(pipeline.dedupe_keys)
                 skip, duplicates = await self._find_duplicates(newer)
@@ -136,7 +140,7 @@ class Intake:
         assert path is not None  # noqa: S101  (only staged bodies come here)
         skip = bytearray()
         duplicates: dict[str, int] = {}
-        seen = pipeline.seen
+        seen = pipeline.claims.seen
         for batch in read_upload(path):
             found = []
             for place, key in enumerate(unpack_keys(batch.keys)):
@@ -154,7 +158,8 @@ class Intake:
         self, batch: Batch, found: list[int], skip: bytearray, duplicates: dict[str, int]
     ) -> None:
         projection = self._projection
-        events = self._pipeline.decoders[projection.name].accepted(batch.body, batch.arrival)
+        decoder = self._pipeline.catalogue.decoder(projection)
+        events = decoder.accepted(batch.body, batch.arrival)
         sources = projection.sources(events) if projection.sources else [""] * len(events)
         for place in found:
             duplicates[sources[place]] = duplicates.get(sources[place], 0) + 1
@@ -173,7 +178,7 @@ class Intake:
         newer: SeenKeys | None,
     ) -> Receipt:
         pipeline = self._pipeline
-        pipeline.check_current(self._projection)
+        pipeline.catalogue.check_current(self._projection)
         repeated = sum(duplicates.values())
         receipt = Receipt(
             self.accepted, self.rejected, repeated, self.errors, status, filtered=self.filtered
@@ -186,7 +191,9 @@ class Intake:
         )  # fmt: skip
         promise = pipeline.submit(UPLOAD, upload, key, receipt)
         self._path = None  # from here on the log decides whether the file stays
-        promise.add_done_callback(partial(pipeline.upload_settled, upload, newer, receipt))
+        if newer is not None:
+            pipeline.claims.claim_upload(newer, promise)
+        promise.add_done_callback(partial(pipeline.upload_settled, upload, receipt))
         await asyncio.shield(promise)
         return receipt
 

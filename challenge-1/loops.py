@@ -143,7 +143,7 @@ class _Loop:
     def panes(self) -> list[str]:
         """Tumbling and sliding windows, and none: buckets by pane, then by group.
 
-        `get` looks into the pane from `low` to `high`, which is open; other events take the long
+        `rows` are those of the pane from `low` to `high`, which is open; other events take the long
         way, which finds the pane and asks whether it has closed windows.
         """
         windowed, pane = bool(self.window.pane), self.window.pane
@@ -157,7 +157,7 @@ class _Loop:
             code.append("    low = high = 0")
             code += [] if self.by_source else ["    last = None"]
         else:
-            code += ["    i = 0", "    get = data.setdefault(0, {}).get"]
+            code += ["    i = 0", "    rows = data.setdefault(0, {})"]
         body = [*self.begin(), *self.reads]
         if self.by_source:
             body += [f"s = {self.source}", "clock = windows.clocks.get(s) or windows.clock(s)"]
@@ -165,10 +165,11 @@ class _Loop:
             body += [*self._find_pane(pane), *self._advance()]
         elif windowed:  # an event of the same moment as its neighbour goes where that went
             inner = [*self._find_pane(pane), *self._advance()]
-            body += ["if t != last:", "    last = t", *(f"    {line}" for line in inner)]
+            body += ["if t is not last:", "    last = t", *(f"    {line}" for line in inner)]
         body += [
-            f"row = get({self.key})",
-            "if row is None:",
+            "try:",
+            f"    row = rows[{self.key}]",
+            "except KeyError:",
             *(["    clock.latest = latest"] if windowed and not self.by_source else []),
             f"    row = bucket(windows, data, i, {self.key}, "
             f"{'s' if self.by_source else repr('')}, clock, late, {self.lists})",
@@ -201,7 +202,7 @@ class _Loop:
             "    else:",
             f"        low = i * {pane}",
             f"        high = low + {pane}",
-            "    get = data.setdefault(i, {}).get",
+            "    rows = data.setdefault(i, {})",
         ]
 
     def _advance(self) -> list[str]:

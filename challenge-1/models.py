@@ -13,7 +13,9 @@ class RecordError(BaseModel):
 
     line: int | None = Field(default=None, examples=[2])
     index: int | None = None
-    offset: int = Field(description="Byte offset of the record in the decoded body.")
+    offset: int | None = Field(
+        description="Byte offset of the record in the decoded body; null with `records`."
+    )
     code: Literal["malformed", "encoding", "depth", "shape", "too_large", "future"]
     message: str
 

@@ -3,9 +3,9 @@
 import base64
 import binascii
 import csv
+import datetime as dt
 import io
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -15,9 +15,12 @@ import web
 from aggregation import Moment, micros
 from projection import Projection
 from results import item_of
-from storage import Aggregate, AggregateQuery, Store
+from storage import AggregateQuery, Store
+from windows import BEGINNING, FOREVER
 
 PAGE: Final = 1_000  # rows of an export that are held at once
+TRIES: Final = 3  # before it is said that the aggregates change too often
+Shown = Callable[[], Mapping[int, Projection]]  # what is read now, by build
 
 
 class Question:
@@ -49,7 +52,12 @@ class Question:
         self.end = end
         self.final = final
 
-    def query(self, projections: dict[str, Projection], **more: Any) -> AggregateQuery:
+    def check(self, after: list[Any] | None) -> None:
+        """Raise a 422 for a cursor of another pipeline's pages."""
+        if after is not None and self.pipeline not in (None, after[1]):
+            raise web.Problem(422, "The cursor belongs to another question; begin without one.")
+
+    def query(self, projections: Mapping[str, Projection], **more: Any) -> AggregateQuery:
         """The same for the store; raises a 422 that says what there is."""
         name = self.pipeline
         if name is not None and name not in projections:
@@ -67,7 +75,7 @@ class Question:
 
 
 def _alternatives(
-    text: str, name: str | None, projections: dict[str, Projection]
+    text: str, name: str | None, projections: Mapping[str, Projection]
 ) -> tuple[tuple[str, int, str], ...]:
     alias, colon, value = text.partition(":")
     asked = projections.values() if name is None else (projections[name],)
@@ -90,13 +98,19 @@ def _moment(text: str | None, name: str) -> int | None:
     except ValueError:
         value = text
     try:
-        return micros(msgspec.convert(value, Moment))
+        moment = msgspec.convert(text if value != value else value, Moment)
     except (msgspec.ValidationError, ValueError):
         raise web.Problem(
             422,
             f"`{name}` is no time: give RFC 3339 with an offset, such as 2026-01-15T10:00:00Z, or "
             "epoch seconds.",
         ) from None
+    try:
+        return micros(moment)
+    except ValueError as error:
+        if isinstance(moment, dt.datetime):  # before or after everything that is kept
+            return BEGINNING if moment.year < 1970 else FOREVER - 1
+        raise web.Problem(422, f"`{name}` is no time: {error}") from None
 
 
 # --- cursors ----------------------------------------------------------------------------------
@@ -131,58 +145,93 @@ def link_next(request: Request, response: Response, following: str | None) -> No
         response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
 
 
-# --- exports ----------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------
 
 
-def _rows(store: Store, query: AggregateQuery) -> Iterator[list[Aggregate]]:
-    while rows := store.aggregates(query):
-        yield rows
-        if len(rows) < query.limit:
-            return
-        query = replace(query, after=rows[-1].cursor)
+class Outdated(ConnectionError):
+    """An answer that has begun cannot be gone on with: the connection is cut, and that is all."""
 
 
-def as_ndjson(
-    store: Store, query: AggregateQuery, projections: dict[str, Projection]
-) -> Iterator[bytes]:
+class Reading:
+    """Aggregates of the builds that were shown when it began, and of no others.
+
+    A replay that ends and a pipeline that is put anew change the builds: what has begun is then
+    given up as Outdated, since it would go on with rows of others. Blocking.
+    """
+
+    def __init__(self, store: Store, shown: Shown, question: Question) -> None:
+        self._store = store
+        self._shown = shown
+        self._question = question
+        self._has_begun = False
+        self._take(shown())
+
+    def _take(self, builds: Mapping[int, Projection]) -> None:
+        self._builds = builds
+        self.projections = {each.name: each for each in builds.values()}
+
+    def page(self, after: list[Any] | None, limit: int) -> tuple[list[dict[str, Any]], list[Any]]:
+        """Items, and the cursor behind them; an empty one at the end."""
+        for _ in range(TRIES):
+            query = self._question.query(self.projections, after=after, limit=limit)
+            rows = self._store.aggregates(query)
+            builds = self._shown()
+            if self._asked(builds) == self._asked(self._builds):
+                self._has_begun = True
+                items = [item_of(self.projections[row.pipeline], row) for row in rows]
+                return items, rows[-1].cursor if len(rows) == limit else []
+            if self._has_begun:
+                raise Outdated
+            self._take(builds)
+        raise web.Problem(
+            503, "The aggregates were built anew meanwhile; ask again.",
+            headers={"Retry-After": "1"},
+        )  # fmt: skip
+
+    def _asked(self, builds: Mapping[int, Projection]) -> set[int]:
+        name = self._question.pipeline
+        return {build for build, each in builds.items() if name is None or each.name == name}
+
+    def pages(self) -> Iterator[list[dict[str, Any]]]:
+        """All items, a page at a time."""
+        items, after = self.page(None, PAGE)
+        while items:
+            yield items
+            if not after:
+                return
+            items, after = self.page(after, PAGE)
+
+
+def as_ndjson(reading: Reading) -> Iterator[bytes]:
     """The aggregates, one JSON document per line, a page at a time."""
-    for rows in _rows(store, query):
-        documents = (
-            msgspec.json.encode(item_of(projections[row.pipeline], row))
-            for row in rows
-            if row.pipeline in projections
-        )
-        yield b"".join(document + b"\n" for document in documents)
+    for items in reading.pages():
+        yield b"".join(msgspec.json.encode(item) + b"\n" for item in items)
 
 
-def as_csv(
-    store: Store, query: AggregateQuery, projections: dict[str, Projection]
-) -> Iterator[bytes]:
+def as_csv(reading: Reading, name: str | None) -> Iterator[bytes]:
     """The aggregates as CSV, a page at a time.
 
     For one pipeline the parts of the group and the values have columns; for all, and where the
     values differ from row to row, they are JSON in one.
     """
-    projection = projections.get(query.pipeline or "")
-    aliases = list(projection.aliases) if projection else ["group"]
-    labels = (
-        [each.label for each in projection.aggregates] if projection and projection.aggregates
-        else ["values"]
-    )  # fmt: skip
-    head = ["pipeline", "window_start", "window_end", *aliases, *labels, "revision", "final"]
-    yield _csv([head])
-    for rows in _rows(store, query):
+    projection = reading.projections.get(name or "")
+    labels = [each.label for each in projection.aggregates] if projection else []
+    values = labels or ["values"]
+    fixed = ("pipeline", "window_start", "window_end", "revision", "final")
+    aliases = ["group"]
+    if projection:
+        taken = {*fixed, *values}
+        aliases = [f"group.{each}" if each in taken else each for each in projection.aliases]
+    yield _csv([[*fixed[:3], *aliases, *values, *fixed[3:]]])
+    for items in reading.pages():
         yield _csv(
             [
                 item["pipeline"], item["window_start"], item["window_end"],
                 *(item["group"].values() if projection else [_json(item["group"])]),
-                *(item["values"].values() if labels != ["values"] else [_json(item["values"])]),
+                *(item["values"].values() if labels else [_json(item["values"])]),
                 item["revision"], str(item["final"]).lower(),
             ]
-            for item in (
-                item_of(projections[row.pipeline], row)
-                for row in rows if row.pipeline in projections
-            )
+            for item in items
         )  # fmt: skip
 
 

@@ -1,13 +1,12 @@
 """From bytes to events, in constant memory: NDJSON in blocks, documents, arrays, gzip.
 
-A block of NDJSON is decoded in one call into structs that project the needed fields. Only when
-the block as a whole fails is it read line by line, so that a bad line costs its neighbours
-nothing. `Reader.feed` takes bytes as they come and yields `Block`s; `Reader.finish` the rest.
+The lines of a block of NDJSON are decoded in one go into structs that project the needed fields.
+Only when one fails are they looked at one by one, so that a bad line costs its neighbours nothing.
+`Reader.feed` takes bytes as they come and yields `Block`s; `Reader.finish` the rest.
 """
 
 import zlib
 from collections.abc import Callable, Iterator
-from operator import itemgetter
 from typing import Final, Literal
 
 import msgspec
@@ -34,8 +33,6 @@ __all__ = [
 ]  # fmt: skip
 
 PIECE_BYTES: Final = 256 * 1024  # at most this much leaves the decompressor at once
-
-LONG_BYTES: Final = 200  # lines this long are split to be looked at, shorter ones are counted
 
 Form = Literal["ndjson", "json"]
 
@@ -80,7 +77,7 @@ class Reader:
     def _of(self, first: bytes) -> Body:
         decoder, largest, offset = self.decoder, self._max, self._blank
         if self._records:
-            return RecordsAt(decoder, largest, offset, self._records)
+            return RecordsAt(decoder, largest, self._records)
         if first != b"[":
             return Documents(decoder, largest, offset)
         if decoder.decode_array is None:
@@ -105,7 +102,6 @@ class _Lines:
         self._line = 1
         self._offset = 0
         self._skipping = False  # inside a line that was refused as too large
-        self._long = False  # lines are long enough for splitting to be quicker than counting
         self._deep = Depths(decoder.levels)
 
     def feed(self, data: bytes) -> Iterator[Block]:
@@ -146,38 +142,31 @@ class _Lines:
             yield self._block(body[:-1] if ended else body, ended=ended)
 
     def _block(self, body: bytes, *, ended: bool) -> Block:
-        split = body.split(b"\n") if self._long else None
-        lines = body.count(b"\n") + 1 if split is None else len(split)
-        block = self._whole(body, lines, split)
+        lines = body.split(b"\n")
+        block = self._whole(body, lines)
         if block is None:
             block = self._by_line(body)
-        self._advance(lines if ended else lines - 1, len(body) + ended)
-        self._long = len(body) > LONG_BYTES * lines
+        self._advance(len(lines) if ended else len(lines) - 1, len(body) + ended)
         return block
 
-    def _whole(self, body: bytes, lines: int, split: list[bytes] | None) -> Block | None:
-        """Decode the block in one call, or return None if any line of it needs a closer look.
+    def _whole(self, body: bytes, lines: list[bytes]) -> Block | None:
+        """The block if all is well with it; None if any line of it needs a closer look.
 
-        `decode_lines` takes several documents on a line, and one over several lines. When every
-        line starts with `{` and ends with `}`, no document can span two lines, because `}` is
-        never followed by `{` inside one; then an equal count means one document per line.
+        Each line is decoded for itself: `decode_lines` would take several documents on a line, and
+        one over several lines, and to tell that from a good block costs more than the calls.
         """
-        decode_lines = self._decoder.decode_lines
-        if decode_lines is None or not body.startswith(b"{") or not body.endswith(b"}"):
-            return None
-        if (len(body) > self._max and lines == 1) or not _are_enclosed(body, lines, split):
+        decode = self._decoder.decode
+        if decode is None or (len(body) > self._max and max(map(len, lines)) > self._max):
             return None
         try:
             if not body.isascii():
                 body.decode()
-            events = decode_lines(body)
+            events = list(map(decode, lines))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
-        if len(events) != lines or self._deep.in_lines(body, lines):
+        if self._deep.in_lines(body, len(lines)) or not self._decoder.normalise(events):
             return None
-        if lines > 1 and len(body) > self._max and max(map(len, body.split(b"\n"))) > self._max:
-            return None
-        return Block(events=events, body=body) if self._decoder.normalise(events) else None
+        return Block(events=events, body=body)
 
     def _by_line(self, body: bytes) -> Block:
         block = Block()
@@ -209,19 +198,6 @@ class _Lines:
         letter = rejected(self._oversize(), data, self._offset, line=self._line)
         letter.whole = False
         return letter
-
-
-_FIRST: Final = itemgetter(0)
-_LAST: Final = itemgetter(-1)
-
-
-def _are_enclosed(body: bytes, lines: int, split: list[bytes] | None) -> bool:
-    """Whether every line starts with `{` and ends with `}`."""
-    if split is None:
-        return body.count(b"}\n{") == lines - 1
-    if b"" in split:
-        return False
-    return set(map(_FIRST, split)) == {0x7B} and set(map(_LAST, split)) == {0x7D}
 
 
 def read_whole(decoder: Decoder, form: Form, data: bytes, max_event_bytes: int) -> Block | None:

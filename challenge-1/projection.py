@@ -8,6 +8,7 @@ spec at hand (`loops.py`).
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from msgspec import UNSET, Struct
@@ -63,6 +64,11 @@ class Projection:
     levels: int = 1  # objects that every valid event opens
     strict: bool = False  # built in: absent and null are refused
     built_in: bool = False
+
+    @cached_property
+    def text(self) -> str | None:
+        """The spec as it stands in the log."""
+        return self.spec.canonical() if self.spec else None
 
     def arrived(self, events: Iterable[Any], arrival: int) -> None:
         """Give events without a time of their own that of their arrival, in microseconds."""
@@ -135,6 +141,19 @@ def _same(value: Any, constant: Any) -> bool:
     return bool(value == constant)
 
 
+def _one_of(constants: list[Any]) -> Callable[[Any], bool]:
+    truths = {each for each in constants if isinstance(each, bool)}
+    others = {each for each in constants if not isinstance(each, bool)}
+
+    def test(value: Any) -> bool:
+        try:
+            return value in (truths if isinstance(value, bool) else others)
+        except TypeError:  # an array or an object, which equals none of them
+            return False
+
+    return test
+
+
 def test_of(condition: Condition) -> Callable[[Any], bool]:
     """The condition as a function of the value; absent and null are less than nothing."""
     cmp, constant = condition.cmp, condition.value
@@ -145,8 +164,7 @@ def test_of(condition: Condition) -> Callable[[Any], bool]:
     if cmp == "ne":
         return lambda value: value is UNSET or not _same(value, constant)
     if cmp == "in":
-        constants = constant if isinstance(constant, list) else [constant]
-        return lambda value: value is not UNSET and any(_same(value, each) for each in constants)
+        return _one_of(constant if isinstance(constant, list) else [constant])
     compare = _ORDER[cmp]
     kinds = (str,) if isinstance(constant, str) else (int, float)
     return lambda value: type(value) in kinds and compare(value, constant)

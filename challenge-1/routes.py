@@ -9,11 +9,11 @@ import hashlib
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Final
 from urllib.parse import parse_qs
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -34,9 +34,24 @@ from utils import (
     StoreRefused,
 )
 
+BUILT_IN: Final = {"/webhook": "webhook", "/webhook/ingest": "events", "/webhook/batch": "events"}
 JSON_HEADERS = [(b"content-type", b"application/json")]
 EVENTS_PATH = re.compile(r"/pipelines/([A-Za-z0-9_-]{1,64})/events")
 MAX_RECORDS_CHARS = 512
+
+
+def pipeline_of(request: Request) -> Pipeline:
+    """The running pipeline."""
+    pipeline: Pipeline = request.app.state.pipeline
+    return pipeline
+
+
+Running = Annotated[Pipeline, Depends(pipeline_of)]
+
+
+def json_example(example: Any) -> dict[str, Any]:
+    """What the documentation shows as the body of a request."""
+    return {"requestBody": {"content": {"application/json": {"example": example}}}}
 
 
 class IngestRoutes(Mapping[str, ASGIApp]):
@@ -76,7 +91,7 @@ def ingest(name: str, keys: list[bytes]) -> Callable[[Scope, Receive, Send], Awa
         started = time.monotonic()
         pipeline: Pipeline = scope["app"].state.pipeline
         try:
-            projection = pipeline.projections.get(name) or pipeline.projection(name)
+            projection = await pipeline.catalogue.current(name)
             query = scope["query_string"]
             asked = parse_qs(query.decode("latin-1"), max_num_fields=8) if query else {}
             receipt, repeated = await _take(pipeline, projection, scope, receive, asked, keys)

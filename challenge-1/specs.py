@@ -1,20 +1,53 @@
 """A pipeline as data: what `PUT /pipelines/{name}` takes, checked as a whole, in sentences."""
 
+import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from windows import IDLE_SECONDS, Window
 
 MAX_PIPELINES: Final = 100
 MAX_PATH_PARTS: Final = 16
 
-Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
+_ALIAS: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_PART: Final = re.compile(r"[^.\x00-\x1f\"\\\u241f]{1,128}")
+
+
+def _alias(text: str) -> str:
+    if not _ALIAS.fullmatch(text):
+        raise ValueError(
+            "An alias is a name: up to 64 letters, digits, dashes and underscores, the first a "
+            "letter or an underscore."
+        )
+    return text
+
+
+def _path(text: str) -> str:
+    parts = text.split(".")
+    if len(parts) > MAX_PATH_PARTS or not all(map(_PART.fullmatch, parts)):
+        raise ValueError(
+            f"A path is up to {MAX_PATH_PARTS} names with dots between, such as order.amount: "
+            "each of 1 to 128 characters, without quotes, backslashes and control characters."
+        )
+    return text
+
+
+def _told(pattern: str) -> Any:
+    """What the documentation says of it: the refusal is a sentence, and no pattern."""
+    return Field(json_schema_extra={"pattern": f"^{pattern}$"})
+
+
+Alias = Annotated[str, AfterValidator(_alias), _told(_ALIAS.pattern)]
 DottedPath = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^[^.\x00-\x1f\"\\\u241f]{1,128}(\.[^.\x00-\x1f\"\\\u241f]{1,128}){0,15}$"
-    ),
+    str, AfterValidator(_path), _told(rf"{_PART.pattern}(\.{_PART.pattern}){{0,15}}")
 ]
 PipelineName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Scalar = str | bool | int | float | None
@@ -53,6 +86,9 @@ class Condition(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> "Condition":
         value = self.value
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and any("\ud800" <= each <= "\udfff" for each in text):
+                raise ValueError("A text to compare with holds half of a UTF-16 pair.")
         if self.cmp == "in":
             if not isinstance(value, list) or not 1 <= len(value) <= 1000:
                 raise ValueError("`in` needs a list of 1 to 1,000 values.")
@@ -91,7 +127,7 @@ class Aggregation(BaseModel):
 class WindowSpec(BaseModel):
     """How the stream is cut; times are event times where `event_time` is given."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     kind: Literal["tumbling", "sliding", "session", "none"]
     size_seconds: float | None = None

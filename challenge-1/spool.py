@@ -1,22 +1,16 @@
 """The file-based message queue: an append-only log in segments that survives crashes.
 
 Many producers share one `fdatasync` (group commit): a message is acknowledged when it is on the
-disk, and no earlier. A frame on disk is
-
-    magic "\\xc5\\x5c" | kind u8 | 0 u8 | length u32 | position u64 | crc32 u32 | payload
-
-and names its own position, so that after damage the next true frame is found again. What follows
-the last whole frame after a crash (a torn tail) is cut off; a damaged frame in the middle is
-reported and skipped, the later ones are kept.
+disk, and no earlier. What follows the last whole frame after a crash (a torn tail) is cut off; a
+damaged frame in the middle is reported and skipped, the later ones are kept.
 """
 
 import asyncio
 import errno
 import os
+import re
 import stat
-import struct
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,14 +19,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final, Protocol
 
-MAGIC: Final = b"\xc5\x5c"
-HEADER: Final = struct.Struct("<2sBBIQI")
+from frames import HEADER, MAX_FRAME_BYTES, Message, encode_frame, scan_frames
+
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
-MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
-READ_BYTES: Final = 256 * 1024
 QUICK_SYNC_SECONDS: Final = 0.0008  # about four thread switches of a busy process
 GATHERED_MESSAGES: Final = 256  # share a sync at most before it is begun
 SUFFIX: Final = ".seg"
+SEGMENT_NAME: Final = re.compile(rf"[0-9]{{20}}{re.escape(SUFFIX)}")
 
 # Windows knows neither of these; there nothing is a link by accident, and fsync does more.
 SAFE_FLAGS: Final[int] = (
@@ -59,16 +52,6 @@ class QueueRefused(QueueError):
         self.full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "The disk is full" if self.full else "The disk refused a write"
         super().__init__(f"{reason}: nothing was kept. Make room or repair it, then send again.")
-
-
-@dataclass(slots=True)
-class Message:
-    """One message: `start` is its own position, `end` that of the next."""
-
-    start: int
-    end: int
-    kind: int
-    payload: bytes
 
 
 @dataclass(frozen=True)
@@ -124,12 +107,6 @@ class MessageQueue(Protocol):
     def close(self) -> None:
         """Release the files; idempotent."""
         ...
-
-
-def encode_frame(kind: int, position: int, payload: bytes) -> bytes:
-    """The frame as it stands on disk."""
-    crc = zlib.crc32(payload, zlib.crc32(b"%d:%d" % (kind, position)))
-    return HEADER.pack(MAGIC, kind, 0, len(payload), position, crc) + payload
 
 
 class FileQueue:
@@ -301,8 +278,17 @@ class FileQueue:
             self._torn_bytes += torn
             os.truncate(path, end - self._base)
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | SAFE_FLAGS)
-        # What a killed process wrote but did not sync may be in memory only.
+        # What a killed process made or wrote but did not sync may be in memory only.
         self._sync(self._fd)
+        sync_directory(self.directory)
+
+    def skip_to(self, position: int) -> None:
+        """Go on from a position beyond the end: what stood before it is damaged."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._corrupt.add(self._end)
+        self._end = position
+        self._start_segment()
 
     # --- reading ---
 
@@ -312,17 +298,22 @@ class FileQueue:
         Damaged frames are skipped and counted once in `statistics().corrupt_frames`.
         """
         limit = self._end if limit is None else limit
-        for index, base in enumerate(list(self._bases)):
-            following = self._bases[index + 1] if index + 1 < len(self._bases) else self._end
+        bases = list(self._bases)
+        for base, following in zip(bases, [*bases[1:], limit], strict=False):
             if following <= position or base >= limit:
                 continue
-            for found in self._scan(base, max(base, position)):
+            reached = max(base, position)
+            for found in self._scan(base, reached):
                 if isinstance(found, int):
                     self._corrupt.add(found)
                     continue
                 if found.start >= following or found.end > limit:
                     break  # behind it lies what was refused and could not be cut off
                 yield found
+                reached = found.end
+            else:
+                if reached < min(following, limit):
+                    self._corrupt.add(reached)  # with nothing whole behind it in its segment
 
     def _scan(self, base: int, position: int) -> Iterator[Message | int]:
         """Yield messages, and the position of each stretch of damage that whole frames follow."""
@@ -392,7 +383,7 @@ def find_segments(directory: Path) -> list[int]:
     bases = []
     for entry in os.scandir(directory):
         name = entry.name
-        if not name.endswith(SUFFIX) or not name[: -len(SUFFIX)].isdigit():
+        if not SEGMENT_NAME.fullmatch(name):
             continue
         if not entry.is_file(follow_symlinks=False):
             raise QueueError(
@@ -426,71 +417,6 @@ def read_log(directory: Path, position: int) -> Iterator[Message]:
                     yield found
 
 
-def scan_frames(read: Callable[[int], bytes], position: int) -> Iterator[Message | int]:
-    """Yield the whole frames of a file from `position` on.
-
-    Where bytes are damaged and a whole frame follows, the position of the damage is yielded
-    instead; damage with nothing after it is a torn tail and yields nothing.
-    """
-    buffer, start, damaged = b"", position, -1
-    at_end = False
-    while True:
-        offset = 0
-        while True:
-            if len(buffer) - offset < HEADER.size:
-                break
-            frame = _frame_at(buffer, offset, start + offset)
-            if frame is None:
-                break
-            if isinstance(frame, Message):
-                if damaged >= 0:
-                    yield damaged
-                    damaged = -1
-                yield frame
-                offset += frame.end - frame.start
-                continue
-            if damaged < 0:
-                damaged = start + offset
-            following = buffer.find(MAGIC, offset + 1)
-            offset = following if following >= 0 else max(offset + 1, len(buffer) - 1)
-        if at_end:
-            # A length that points past the end may itself be damage: look behind it.
-            rest = len(buffer) - offset
-            if rest < HEADER.size:
-                return
-            damaged = start + offset if damaged < 0 else damaged
-            following = buffer.find(MAGIC, offset + 1)
-            if following < 0:
-                return
-            buffer, start = buffer[following:], start + following
-            continue
-        start += offset
-        more = read(max(READ_BYTES, _wanted(buffer, offset)))
-        at_end = not more
-        buffer = buffer[offset:] + more
-
-
-def _wanted(buffer: bytes, offset: int) -> int:
-    if len(buffer) - offset < HEADER.size:
-        return 0
-    length: int = HEADER.unpack_from(buffer, offset)[3]
-    return min(length, MAX_FRAME_BYTES)
-
-
-def _frame_at(buffer: bytes, offset: int, position: int) -> Message | bool | None:
-    """The frame there, None when more bytes are needed, False when there is none."""
-    magic, kind, _, length, written, crc = HEADER.unpack_from(buffer, offset)
-    if magic != MAGIC or written != position or length > MAX_FRAME_BYTES:
-        return False
-    begin = offset + HEADER.size
-    if begin + length > len(buffer):
-        return None
-    payload = buffer[begin : begin + length]
-    if zlib.crc32(payload, zlib.crc32(b"%d:%d" % (kind, position))) != crc:
-        return False
-    return Message(position, position + HEADER.size + length, kind, payload)
-
-
 def write_all(fd: int, data: bytes) -> None:
     """Write every byte: a nearly full disk takes a part first and refuses only then."""
     view = memoryview(data)
@@ -499,12 +425,15 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def make_directory(directory: Path) -> None:
-    """Create a directory for this user alone; refuse one that is a link."""
+    """Create a directory for this user alone, durably; refuse one that is a link."""
+    missing = [each for each in directory.parents if not each.exists()]
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if stat.S_ISLNK(directory.lstat().st_mode):
         raise QueueError(
             "The queue's directory is a link; links are not followed. Name its target."
         )
+    for each in (directory, *missing):  # also one that a killed process has made just now
+        sync_directory(each.parent)
 
 
 def sync_directory(directory: Path) -> None:

@@ -1,45 +1,33 @@
 """The `Store` in one SQLite file.
 
-SQLite runs in WAL mode at synchronous=NORMAL: a transaction lost in a power cut takes its position
-along, and the log, which was synced, brings it back. For that reason a segment of the log may be
-dropped only up to what `checkpoint` returned.
+SQLite runs in WAL mode at synchronous=FULL: what a power cut takes from it, the log would bring
+back, but not under the same numbers, and those of dead letters and of messages are in the hands of
+others by then. One sync for each of the applier's transactions costs little.
 """
 
-import base64
 import os
 import secrets
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from aggregation import Delta, State, evolved, text_of
-from parsing import Rejected
-from storage import (
-    KEPT_DEAD_LETTERS,
-    LISTED_SOURCES,
-    Aggregate,
-    AggregateQuery,
-    Answer,
-    Build,
-    Changes,
-    DeadLetter,
-    StagedUpload,
-    StoreError,
-    StoreRefused,
-    TopicState,
-    Totals,
-    group_text,
+from aggregation import Delta, State, evolved
+from sqlite_reader import (
+    SCHEMA_VERSION,
+    SQLiteReader,
+    aggregate_of,
+    decode_state,
+    refusing,
+    wrong_version,
 )
+from storage import KEPT_DEAD_LETTERS, Changes, StoreError, StoreRefused, group_text
 from windows import BEGINNING, Clock, Group
 
-SCHEMA_VERSION: Final = 2
-BUSY_MILLISECONDS: Final = 2_000
-CACHE_KIBIBYTES: Final = 2 * 1024
 AT_ONCE: Final = 2_000  # rows closed, cleaned or purged by one statement
 
 _SCHEMA: Final = """
@@ -91,193 +79,7 @@ UPDATE windows SET closed = 1 WHERE id IN (
 RETURNING pipeline, window_start, window_end, group_key, count, revision, state
 """
 
-_ROW: Final = "w.pipeline, w.window_start, w.window_end, w.group_key, w.count, w.revision, w.state"
-_FINAL: Final = f"w.window_end + b.lateness <= coalesce(c.watermark, {BEGINNING})"
-_LETTER: Final = (
-    "id, pipeline, received, position, line, number, byte_offset, code, message, raw, whole"
-)
-_decode_state: Final = msgspec.msgpack.Decoder(State).decode
 _encode_state: Final = msgspec.msgpack.Encoder().encode
-
-
-class SQLiteReader:
-    """What can be read of the store, by any thread, and beside the process that writes it."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the file for reading; raise StoreError when there is none of this version."""
-        self._path = path
-        self._reading = threading.Lock()
-        try:
-            if not path.is_file():
-                raise StoreError(f"There is no database at {path}: set DB_PATH to the one in use.")
-            self._reader = self._connect()
-            self._reader.execute("PRAGMA query_only = ON")
-            version = self._reader.execute("PRAGMA user_version").fetchone()[0]
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"The database cannot be read: {error}.") from error
-        if version != SCHEMA_VERSION:
-            raise _wrong_version(version)
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
-        return connection
-
-    def _rows(self, sql: str, parameters: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._reading, _refusing("question"):
-            return self._reader.execute(sql, tuple(parameters)).fetchall()
-
-    def position(self) -> int:
-        """Up to where the log has been applied."""
-        position: int = self._rows("SELECT value FROM meta WHERE name = 'position'")[0][0]
-        return position
-
-    def builds(self) -> list[Build]:
-        """The active builds and the shadows, oldest first."""
-        rows = self._rows(
-            "SELECT id, name, spec, lateness, begins, state = 'shadow', origin, progress, done, "
-            "events, misfits FROM builds WHERE state <> 'dropped' ORDER BY id"
-        )
-        return [
-            Build(row[0], row[1], row[2], row[3], row[4], bool(row[5]), *row[6:]) for row in rows
-        ]
-
-    def quiet(self, build: int, since: int, limit: int) -> list[tuple[str, int]]:
-        """Sources with open windows that have been silent since then, and their last position."""
-        rows = self._rows(
-            "SELECT source, seen FROM clocks WHERE build = ? AND quiet = 0 AND arrival < ? LIMIT ?",
-            (build, since, limit),
-        )
-        return [(source, seen) for source, seen in rows]
-
-    def totals(self) -> dict[tuple[str, str], Totals]:
-        """The counts by pipeline (with source `""`), and of the thousand busiest sources."""
-        rows = self._rows(
-            "SELECT pipeline, source, accepted, rejected, duplicates, late, revised, filtered "
-            "FROM totals ORDER BY source <> '', accepted DESC LIMIT ?",
-            (LISTED_SOURCES,),
-        )
-        return {(row[0], row[1]): Totals(*row[2:]) for row in rows}
-
-    def answer(self, key: bytes) -> Answer | None:
-        """What this idempotency key was answered."""
-        rows = self._rows(
-            "SELECT key, body, answer FROM answers WHERE key = ? ORDER BY id DESC LIMIT 1", (key,)
-        )
-        return Answer(*rows[0]) if rows else None
-
-    def aggregates(self, query: AggregateQuery) -> list[Aggregate]:
-        """A page of aggregates, ordered by window, pipeline and group."""
-        where, parameters = ["1"], list[Any]()
-
-        def condition(sql: str, *values: Any) -> None:
-            where.append(sql)
-            parameters.extend(values)
-
-        if query.pipeline is not None:
-            condition("w.pipeline = ?", query.pipeline)
-        for alternatives in query.group:
-            one = "w.pipeline = ? AND CAST(json_extract(w.group_key, ?) AS TEXT) = ?"
-            condition(
-                f"({' OR '.join([one] * len(alternatives))})",
-                *(
-                    part
-                    for pipeline, index, value in alternatives
-                    for part in (pipeline, f"$[{index}]", value)
-                ),
-            )
-        if query.start is not None:
-            condition("w.window_start >= ?", query.start)
-        if query.end is not None:
-            condition("w.window_start < ?", query.end)
-        if query.final is not None:
-            condition(f"({_FINAL}) = ?", int(query.final))
-        if query.after is not None:
-            condition(
-                "(w.window_start, w.pipeline, w.group_key, w.window_end) > (?, ?, ?, ?)",
-                *query.after,
-            )
-        return self._aggregates(
-            f"WHERE {' AND '.join(where)} "
-            "ORDER BY w.window_start, w.pipeline, w.group_key, w.window_end LIMIT ?",
-            [*parameters, query.limit],
-        )
-
-    def latest(self, pipeline: str) -> list[Aggregate]:
-        """The latest window of each group, a thousand groups at most."""
-        return self._aggregates(
-            "WHERE w.id IN (SELECT id FROM (SELECT id, max(window_start) FROM windows "
-            "WHERE build = (SELECT id FROM builds WHERE name = ? AND state = 'active') "
-            "GROUP BY group_key LIMIT ?)) ORDER BY w.group_key",
-            [pipeline, LISTED_SOURCES],
-        )
-
-    def _aggregates(self, clauses: str, parameters: list[Any]) -> list[Aggregate]:
-        sql = (  # only fixed clauses are put together; what is asked for is bound
-            f"SELECT {_ROW}, {_FINAL} FROM windows w "
-            "CROSS JOIN builds b ON b.id = w.build AND b.state = 'active' "
-            f"LEFT JOIN clocks c ON c.build = w.build AND c.source = w.source {clauses}"
-        )
-        return [_aggregate(row, final=bool(row[7])) for row in self._rows(sql, parameters)]
-
-    def dead_letters(
-        self, after: int, limit: int, pipeline: str | None = None, code: str | None = None
-    ) -> list[DeadLetter]:
-        """Rejected records in the order they came."""
-        rows = self._rows(
-            f"SELECT {_LETTER} FROM dead_letters WHERE id > ? AND (? IS NULL OR pipeline = ?) "
-            "AND (? IS NULL OR code = ?) ORDER BY id LIMIT ?",
-            (after, pipeline, pipeline, code, code, limit),
-        )
-        return [_letter(row) for row in rows]
-
-    def messages(self, topic: str, offset: int, limit: int) -> list[tuple[int, bytes]]:
-        """Messages of the topic `aggregates` or `dead-letters` from an offset on."""
-        if topic == "dead-letters":
-            return [
-                (letter.id, letter_message(letter))
-                for letter in self.dead_letters(offset - 1, limit)
-            ]
-        rows = self._rows(
-            "SELECT id, value FROM closed_windows WHERE id >= ? ORDER BY id LIMIT ?",
-            (offset, limit),
-        )
-        return [(row[0], row[1]) for row in rows]
-
-    def topic(self, topic: str) -> TopicState:
-        """What such a topic holds."""
-        table, column = (
-            ("dead_letters", "raw") if topic == "dead-letters" else ("closed_windows", "value")
-        )
-        ((first, last, size),) = self._rows(
-            f"SELECT (SELECT min(id) FROM {table}), "
-            f"(SELECT seq FROM sqlite_sequence WHERE name = '{table}'), "
-            f"(SELECT avg(length({column})) FROM (SELECT {column} FROM {table} LIMIT 100))"
-        )
-        following = (last or 0) + 1
-        first = following if first is None else first
-        messages = following - first
-        return TopicState(first, following, messages, round(messages * (size or 0)))
-
-    def uploads(self) -> list[StagedUpload]:
-        """The applied uploads whose files are kept, oldest first."""
-        rows = self._rows("SELECT name, position, length FROM uploads ORDER BY position")
-        return [StagedUpload(*row) for row in rows]
-
-    def close(self) -> None:
-        """Release the files; idempotent."""
-        with self._reading:
-            self._reader.close()
-
-
-def _wrong_version(version: int) -> StoreError:
-    return StoreError(
-        f"The database has schema version {version}; this program knows {SCHEMA_VERSION}. "
-        "Name other places in DB_PATH and QUEUE_DIR, or use the program that wrote it."
-    )
 
 
 class SQLiteStore(SQLiteReader):
@@ -299,6 +101,8 @@ class SQLiteStore(SQLiteReader):
                 "writable SQLite database, or name another."
             ) from error
         self._reading = threading.Lock()
+        with suppress(StoreRefused):
+            self.checkpoint()  # what a killed process committed may be in memory only
         self.secret: bytes = self._meta("secret")
         row = self._writer.execute("SELECT coalesce(sum(count), 0) FROM seen").fetchone()
         self._seen_keys: int = row[0]
@@ -314,7 +118,7 @@ class SQLiteStore(SQLiteReader):
             return
         tables = self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version or tables:
-            raise _wrong_version(version)
+            raise wrong_version(version)
         with self._transaction():
             for statement in _SCHEMA.split(";"):
                 self._writer.execute(statement)
@@ -335,7 +139,7 @@ class SQLiteStore(SQLiteReader):
 
     def ensure_built_in(self, lateness: dict[str, int]) -> None:
         """Let the built-in pipelines have a build each."""
-        with _refusing("change"), self._transaction():
+        with refusing("change"), self._transaction():
             self._writer.executemany(
                 "INSERT OR IGNORE INTO builds SELECT ?, ?, NULL, 'active', ?, 0, 0, 0, 0, 0, 0 "
                 "WHERE NOT EXISTS (SELECT 1 FROM builds WHERE name = ? AND state = 'active')",
@@ -348,7 +152,7 @@ class SQLiteStore(SQLiteReader):
     def apply(self, changes: Iterable[Changes]) -> None:
         """Commit all the changes in one transaction; raise StoreRefused and keep nothing."""
         held = self._seen_keys
-        with _refusing("batch"), self._transaction():
+        with refusing("batch"), self._transaction():
             for each in changes:
                 held += self._apply(each)
             held = self._prune(held)
@@ -420,7 +224,7 @@ class SQLiteStore(SQLiteReader):
             first = delta.late if delta.late == delta.count else 1 + delta.late
             self._insert(build, pipeline, delta, group, delta.count, first, state)
             return
-        state = _decode_state(row[1])
+        state = decode_state(row[1])
         state.add(delta)
         execute(
             "UPDATE windows SET count = count + ?, revision = revision + ?, closed = 0, state = ? "
@@ -457,7 +261,7 @@ class SQLiteStore(SQLiteReader):
             ).fetchone()
             if row is None:  # cleaned up meanwhile
                 return State(), 0, 0
-            return _decode_state(row[0]), row[1], row[2] - 1
+            return decode_state(row[0]), row[1], row[2] - 1
 
         state, count, revisions = evolved(delta.steps or [], load)
         revision = 1 + revisions + delta.late
@@ -471,7 +275,7 @@ class SQLiteStore(SQLiteReader):
                 describe, now = changes.describe, changes.now
                 self._writer.executemany(
                     "INSERT INTO closed_windows (sent, value) VALUES (?, ?)",
-                    [(now, describe(_aggregate(row, final=False))) for row in rows],
+                    [(now, describe(aggregate_of(row, final=False))) for row in rows],
                 )
             if len(rows) < AT_ONCE:
                 return
@@ -527,7 +331,7 @@ class SQLiteStore(SQLiteReader):
 
     def forget_uploads(self, names: Iterable[str]) -> None:
         """Drop those names once their files are gone."""
-        with _refusing("change"), self._transaction():
+        with refusing("change"), self._transaction():
             self._writer.executemany(
                 "DELETE FROM uploads WHERE name = ?", [(name,) for name in names]
             )
@@ -538,7 +342,7 @@ class SQLiteStore(SQLiteReader):
         letters = "dead_letters WHERE received < ?1"
         found = {"aggregates": windows, "dead_letters": letters}
         deleted = {}
-        with _refusing("change"):
+        with refusing("change"):
             for name, what in found.items():
                 if dry_run:
                     sql = f"SELECT count(*) FROM {what}"
@@ -563,7 +367,7 @@ class SQLiteStore(SQLiteReader):
 
     def retain(self, since: int, max_bytes: int) -> None:
         """Forget messages of topics that are older, or beyond that many bytes."""
-        with _refusing("change"):
+        with refusing("change"):
             self._delete("closed_windows WHERE sent < ?", since)
             self._delete("dead_letters WHERE received < ?", since)
             state = self.topic("aggregates")
@@ -574,7 +378,7 @@ class SQLiteStore(SQLiteReader):
     def purge(self) -> bool:
         """Delete some of what belongs to dropped builds; True while there is more."""
         execute = self._writer.execute
-        with _refusing("change"):
+        with refusing("change"):
             row = execute("SELECT id FROM builds WHERE state = 'dropped' LIMIT 1").fetchone()
             if row is None:
                 return False
@@ -592,17 +396,21 @@ class SQLiteStore(SQLiteReader):
         return True
 
     def checkpoint(self) -> int:
-        """Make what was applied survive a power cut; return the position that is safe."""
+        """Move what was applied from the journal into the database; return the position there.
+
+        It waits for no reader; while one holds on to what was before, the position is 0.
+        """
         position = self.position()
-        with _refusing("checkpoint"):
-            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
-        return 0 if busy else position
+        with refusing("checkpoint"):
+            sql = "PRAGMA wal_checkpoint(PASSIVE)"
+            busy, frames, moved = self._writer.execute(sql).fetchone()
+        return position if not busy and frames == moved else 0
 
     # --- what the writer reads, its own changes included ---
 
     def clock(self, build: int, source: str) -> Clock | None:
         """The stored clock of a source, uncommitted changes included."""
-        with _refusing("question"):
+        with refusing("question"):
             row = self._writer.execute(
                 "SELECT latest, floor, seen, arrival FROM clocks WHERE build = ? AND source = ?",
                 (build, source),
@@ -642,45 +450,3 @@ class SQLiteStore(SQLiteReader):
         """Release the files; idempotent."""
         super().close()
         self._writer.close()
-
-
-def _aggregate(row: tuple[Any, ...], *, final: bool) -> Aggregate:
-    return Aggregate(
-        row[0], row[1], row[2], msgspec.json.decode(row[3]), row[4], row[5], final,
-        _decode_state(row[6]),
-    )  # fmt: skip
-
-
-def _letter(row: tuple[Any, ...]) -> DeadLetter:
-    record = Rejected(row[4], row[5], row[6], row[7], row[8], row[9], bool(row[10]))
-    return DeadLetter(row[0], row[1], row[2], row[3], record)
-
-
-def letter_message(letter: DeadLetter) -> bytes:
-    """A dead letter as the message of its topic."""
-    return msgspec.json.encode(letter_fields(letter))
-
-
-def letter_fields(letter: DeadLetter) -> dict[str, Any]:
-    """A dead letter as it is shown: its bytes as text, or as base64 where they are no UTF-8."""
-
-    record = letter.record
-    try:
-        raw = {"text": record.raw.decode()}
-    except UnicodeDecodeError:
-        raw = {"base64": base64.b64encode(record.raw).decode()}
-    return {
-        "id": letter.id, "pipeline": letter.pipeline, "received_at": text_of(letter.received),
-        "position": letter.position, "line": record.line, "index": record.index,
-        "offset": record.offset, "code": record.code, "message": record.message,
-        "whole": record.whole, **raw,
-    }  # fmt: skip
-
-
-@contextmanager
-def _refusing(what: str) -> Iterator[None]:
-    """A full, locked or damaged database, as StoreRefused."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        raise StoreRefused(f"The database refused a {what}: {error}.") from error

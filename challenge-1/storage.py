@@ -113,14 +113,15 @@ class Changes:
 
     `put` makes a build the active one of its name (dropping the one before), `drop` names a
     pipeline that is gone, `shadow` begins a rebuild, `rebuilt` notes its progress, `swap` makes it
-    the active one. `describe` turns a closed window into its message; without it none is sent.
+    the active one. `deltas` are taken before all that follows them, which may be incomplete until
+    then. `describe` turns a closed window into its message; without it none is sent.
     """
 
     position: int | None = None
     put: Build | None = None
     drop: str | None = None
     shadow: Build | None = None
-    deltas: list[tuple[int, str, Delta]] = field(default_factory=list)
+    deltas: Iterable[tuple[int, str, Delta]] = ()
     clocks: dict[tuple[int, str], tuple[Clock, int]] = field(default_factory=dict)
     totals: dict[tuple[str, str], Totals] = field(default_factory=dict)
     keys: bytes = b""
@@ -133,9 +134,13 @@ class Changes:
     describe: "Callable[[Aggregate], bytes] | None" = None
     now: int = 0
 
-    def total(self, pipeline: str, source: str) -> Totals:
-        """The counts of a source, to be added to."""
-        return self.totals.setdefault((pipeline, source), Totals())
+    def total(self, pipeline: str) -> Totals:
+        """The counts of a pipeline, to be added to."""
+        return self.totals.setdefault((pipeline, ""), Totals())
+
+    def by_source(self, pipeline: str, source: str) -> Totals:
+        """Those of one of its sources; one without a name is counted with its pipeline only."""
+        return self.totals.setdefault((pipeline, source), Totals()) if source else Totals()
 
 
 @dataclass

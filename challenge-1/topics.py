@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,16 +27,16 @@ import msgspec
 
 from aggregation import text_of
 from batches import BATCH, UPLOAD, decode_batch, decode_upload
+from frames import MAX_FRAME_BYTES, Message
 from spool import (
-    MAX_FRAME_BYTES,
     SAFE_FLAGS,
-    Message,
     QueueError,
     find_segments,
     make_directory,
     read_log,
+    sync_directory,
 )
-from sqlite_store import SQLiteReader
+from sqlite_reader import SQLiteReader
 from storage import StoreError, TopicState
 
 TOPICS: Final = ("ingest", "aggregates", "dead-letters")
@@ -151,25 +152,27 @@ class Topics:
                 yield Item(number, value, number + 1)
             return
         end = self._durable_end() if self._durable_end else None
-        for message in read_log(self._log, self._message_at(offset)):
+        for message in read_log(self._log, self.message_at(offset)):
             if end is not None and message.end > end:
                 return
             for item in _records(message):
                 if item.offset >= offset:
                     yield item
 
-    def _message_at(self, offset: int) -> int:
-        """Where the message begins that holds this offset: looked for from a little before it."""
+    def message_at(self, offset: int) -> int:
+        """Where the message of the log begins that holds this offset."""
         bases = find_segments(self._log) if self._log.is_dir() else []
         base = max((base for base in bases if base <= offset), default=0)
-        for back in LOOK_BACK_BYTES:
+        for back in LOOK_BACK_BYTES:  # not from the beginning of its segment, if it can be helped
             start = max(base, offset - back)
-            found = next(read_log(self._log, start), None)
-            if found is not None and found.start <= offset:
-                return found.start
+            for message in read_log(self._log, start):
+                if message.start > offset:
+                    break
+                if message.end > offset:
+                    return message.start
             if start == base:
                 break
-        return base
+        return offset
 
     def state(self, topic: str) -> TopicState:
         """What a topic holds now."""
@@ -219,17 +222,23 @@ class Topics:
             raise TopicError(
                 f"Offset {offset} was to be committed; the topic {topic} ends at {state.next}."
             )
-        make_directory(self._consumers)
-        make_directory(path.parent)
-        if not path.exists() and len(self.consumers(topic)) >= MAX_CONSUMERS:
-            raise TopicError(f"The topic {topic} has {MAX_CONSUMERS:,} consumers; no more fit.")
-        temporary = path.with_name(f"{path.name}.{os.getpid()}~")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | SAFE_FLAGS, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(b"%d\n" % offset)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        if not path.exists():
+            make_directory(self._consumers)
+            make_directory(path.parent)
+            if len(self.consumers(topic)) >= MAX_CONSUMERS:
+                raise TopicError(f"The topic {topic} has {MAX_CONSUMERS:,} consumers; no more fit.")
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}~")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE_FLAGS, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(b"%d\n" % offset)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
 
     def _path(self, topic: str, consumer: str) -> Path:
         _known(topic)

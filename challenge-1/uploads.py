@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from batches import Batch, decode_batch
-from spool import SAFE_FLAGS, Message, scan_frames
+from frames import Message, scan_frames
+from spool import SAFE_FLAGS
 
 
 def read_upload(path: Path) -> Iterator[Batch]:

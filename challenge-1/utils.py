@@ -14,14 +14,13 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import msgspec
 import psutil
 from pydantic import ValidationError
 
@@ -50,16 +49,20 @@ from batches import (
     decode_upload,
     encode,
 )
-from dedupe import KeyHash, SeenKeys, pack_keys, unpack_keys
+from catalogue import Catalogue, PipelineConflict, PipelineUnknown
+from claims import Claimed, Claims
+from dedupe import pack_keys, unpack_keys
 from holder import Held, Holder
+from ingest_queue import EventRejected, IngestQueue
 from intake import Intake, filtered_of, reported
 from measures import Latencies, Rate
-from parsing import Block, BodyError, Decoder, Form, Reader, read_whole
-from projection import Projection, compile_spec
-from specs import MAX_PIPELINES, PipelineSpec
+from parsing import Block, BodyError, Form, Reader, read_whole
+from projection import Projection
+from revival import Revival
+from specs import PipelineSpec
 from spool import FDATASYNC, Appended, FileQueue, QueueError, QueueRefused, Sync, make_directory
 from sqlite_store import SQLiteStore
-from storage import DeadLetter, StoreError, StoreRefused, Totals
+from storage import StoreError, StoreRefused, Totals
 from topics import Topics
 from uploads import is_marked, read_upload
 from windows import MICROSECONDS, Window
@@ -87,20 +90,6 @@ __all__ = [
     "Topics",
     "Totals",
 ]
-
-REPLAYED_AT_ONCE: Final = 200  # dead letters that come to life in one message
-
-
-class EventRejected(ValueError):
-    """An event does not have the shape of its pipeline."""
-
-
-class PipelineUnknown(LookupError):
-    """There is no pipeline of this name."""
-
-
-class PipelineConflict(Exception):
-    """The pipeline is not what the request takes it for."""
 
 
 class Pipeline:
@@ -142,15 +131,20 @@ class Pipeline:
         self.max_keys = max_keys
         self.max_future_seconds = max_future_seconds
         self.retention = retention or Retention()
-        self.parser = parser
         self.ingest_q = IngestQueue(self)
         self.latencies = Latencies(time.monotonic)
         self.rate = Rate(time.monotonic)
         self.clock = clock
         self.sync = sync
-        self._built_in = {
-            each.name: each for each in (builtin.webhook(window_secs), builtin.events())
-        }
+        self.catalogue = Catalogue(
+            {each.name: each for each in (builtin.webhook(window_secs), builtin.events())},
+            parser,
+            self._horizon,
+            self._log_alone,
+        )
+        self.projections = self.catalogue.projections
+        self.put_at = self.catalogue.put_at
+        self.totals = self.catalogue.totals
         self._log = logger or logging.getLogger("pipeline")
         self._holders: list[Holder] = []
         self._applier: Applier | None = None
@@ -219,19 +213,12 @@ class Pipeline:
 
     def _recover(self) -> None:
         """Rebuild what lives in memory from the store and the unapplied end of the log."""
-        self.store.ensure_built_in({n: p.window.lateness for n, p in self._built_in.items()})
-        self.key_hash = KeyHash(self.store.secret)
-        self.seen = SeenKeys(self.dedupe_keys)
+        catalogue = self.catalogue
+        built_in = catalogue.built_in
+        self.store.ensure_built_in({name: p.window.lateness for name, p in built_in.items()})
+        self.claims = Claims(self.store.secret, self.dedupe_keys)
         self.answers = Answers(self.store)
-        self._claimed: dict[int, None] = {}  # keys of what is being made durable
-        self.merging = asyncio.Lock()
-        self._changing = asyncio.Lock()
-        self._replaying = asyncio.Lock()
-        self._revived: set[int] = set()  # dead letters that came to life, not yet applied
-        self.projections: dict[str, Projection] = {}
-        self.decoders: dict[str, Decoder] = {}
-        self.put_at: dict[str, int] = {}  # where the log says that the pipeline is there
-        self.totals: dict[str, Totals] = {}
+        self.revival = Revival(self)
         self._submitted: set[Appended] = set()
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self.grown: asyncio.Event | None = None
@@ -240,9 +227,9 @@ class Pipeline:
         self._upload_backlog = self._reported_damage = 0
         for build in self.store.builds():
             if not build.shadow:
-                self._adopt(self._compile(build.name, build.spec), build.id)
+                catalogue.adopt(catalogue.compile(build.name, build.spec), build.id)
         for keys in self.store.seen():
-            self.seen.update(unpack_keys(keys))
+            self.claims.seen.update(unpack_keys(keys))
         for (name, source), totals in self.store.totals().items():
             if not source and name in self.totals:
                 self.totals[name] = totals
@@ -252,10 +239,12 @@ class Pipeline:
         live = {upload.name for upload in self.store.uploads()}
         self.queue_position = self.store.position()
         if self.queue_position > self.queue.end:
-            raise QueueError(
-                f"The database has applied the log up to {self.queue_position:,}, but the log ends "
-                f"at {self.queue.end:,}: DB_PATH and QUEUE_DIR do not belong together."
-            )
+            if not self.queue.statistics().torn_bytes:
+                raise QueueError(
+                    f"The database has applied the log up to {self.queue_position:,}, but the log "
+                    f"ends at {self.queue.end:,}: DB_PATH and QUEUE_DIR do not belong together."
+                )
+            self.queue.skip_to(self.queue_position)  # its damaged end had been applied
         for message in self.queue.read(self.queue_position):
             if message.kind == BATCH:
                 self._recover_batch(decode_batch(message.payload), message.end)
@@ -265,17 +254,17 @@ class Pipeline:
                 self._recover_upload(upload, message.end)
             elif message.kind == PUT:
                 put = decode_put(message.payload)
-                self._adopt(self._compile(put.name, put.spec), message.end)
+                catalogue.adopt(catalogue.compile(put.name, put.spec), message.end)
             elif message.kind == DROP:
-                self._abandon(decode_drop(message.payload).name)
+                catalogue.abandon(decode_drop(message.payload).name)
         for path in self.uploads.iterdir():
             if path.name not in live:  # never committed: its client was not answered
                 path.unlink()
 
     def _recover_batch(self, batch: Batch, end: int) -> None:
-        self.seen.update(unpack_keys(batch.keys))
+        self.claims.seen.update(unpack_keys(batch.keys))
         self._count(batch)
-        self._revived.update(batch.replayed)
+        self.revival.revived.update(batch.replayed)
         self.answers.recovered(batch.promise, end)
 
     def _recover_upload(self, upload: Upload, end: int) -> None:
@@ -283,9 +272,9 @@ class Pipeline:
             for batch in read_upload(self.uploads / upload.name):
                 for place, key in enumerate(unpack_keys(batch.keys), batch.first):
                     if not is_marked(upload.skip, place):
-                        self.seen.add(key)
+                        self.claims.seen.add(key)
         self._upload_backlog += upload.length
-        self._count_upload(upload)
+        self._count(upload)
         self.answers.recovered(upload.promise, end)
 
     async def start_workers(self) -> None:
@@ -296,7 +285,7 @@ class Pipeline:
             self.queue,
             self.store,
             self.uploads,
-            compile_=self._compile,
+            compile_=self.catalogue.compile,
             notify=self._notify,
             quiet=self._submit_quiet,
             wall=self.clock,
@@ -336,41 +325,12 @@ class Pipeline:
 
     # --- pipelines ---
 
-    def _compile(self, name: str, spec: str | None) -> Projection:
-        if name in self._built_in:
-            return self._built_in[name]
-        return compile_spec(name, PipelineSpec.model_validate_json(spec or "{}"))
-
-    def _adopt(self, projection: Projection, position: int) -> None:
-        """From here on this is the pipeline of its name; it begins empty."""
-        name = projection.name
-        self.projections[name] = projection
-        self.decoders[name] = Decoder(projection, self.parser, self._horizon)
-        self.put_at[name] = position
-        self.totals[name] = Totals()
-
-    def _abandon(self, name: str) -> None:
-        for part in self._registry().values():
-            part.pop(name, None)
-
     def _horizon(self) -> int:
         return round((self.clock() + self.max_future_seconds) * MICROSECONDS)
 
     def projection(self, name: str) -> Projection:
         """The pipeline of this name; raises PipelineUnknown."""
-        try:
-            return self.projections[name]
-        except KeyError:
-            raise PipelineUnknown(
-                "There is no pipeline of this name; GET /pipelines lists those there are."
-            ) from None
-
-    def check_current(self, projection: Projection) -> None:
-        """Raise PipelineConflict when the pipeline was put anew or deleted in the meantime."""
-        if self.projections.get(projection.name) is not projection:
-            raise PipelineConflict(
-                "The pipeline was changed or deleted while this came in; nothing of it was kept."
-            )
+        return self.catalogue.projection(name)
 
     async def put_pipeline(self, name: str, spec: PipelineSpec, *, replace: bool = False) -> bool:
         """Make a pipeline, durable when this returns; True when it is new or starts anew.
@@ -378,60 +338,18 @@ class Pipeline:
         The same spec again changes nothing; another one raises PipelineConflict unless `replace`,
         which lets the pipeline start empty.
         """
-        async with self._changing:
-            if name in self._built_in:
-                raise PipelineConflict(f"`{name}` is built in and cannot be changed.")
-            known = self.projections.get(name)
-            if known is not None and known.spec is not None:
-                if known.spec.canonical() == spec.canonical():
-                    return False
-                if not replace:
-                    raise PipelineConflict(
-                        "There is another pipeline of this name. Delete it, choose another name, "
-                        "or put it with ?replace=true: then its aggregates start empty."
-                    )
-            elif len(self.projections) - len(self._built_in) >= MAX_PIPELINES:
-                raise PipelineConflict(
-                    f"There are {MAX_PIPELINES} pipelines, which is the bound: delete one first."
-                )
-            projection = compile_spec(name, spec)
-            await self._change(name, PUT, Put(name, spec.canonical()), projection)
-            return True
+        end = await self.catalogue.put(name, spec, replace=replace)
+        if end is not None:
+            await self.applied(end)
+        return end is not None
 
     async def delete_pipeline(self, name: str) -> None:
         """Delete a pipeline and its aggregates, durable when this returns."""
-        async with self._changing:
-            if name in self._built_in:
-                raise PipelineConflict(f"`{name}` is built in and cannot be deleted.")
-            self.projection(name)
-            await self._change(name, DROP, Drop(name), None)
+        await self.applied(await self.catalogue.delete(name))
 
-    async def _change(
-        self, name: str, kind: int, message: Put | Drop, projection: Projection | None
-    ) -> None:
-        """Log the change. What was read for the old pipeline cannot be committed behind it."""
-        before = {key: part.get(name) for key, part in self._registry().items()}
-        self._abandon(name)
-        try:
-            promise = self.queue.submit(kind, encode(message))
-            self._submitted.add(promise)
-            promise.add_done_callback(self._submission_settled)
-            promise.add_done_callback(self._wake)
-            _, end = await asyncio.shield(promise)
-        except BaseException:
-            for key, part in self._registry().items():
-                if before[key] is not None:
-                    part[name] = before[key]
-            raise
-        if projection is not None:
-            self._adopt(projection, end)
-        await self.applied(end)
-
-    def _registry(self) -> dict[str, dict[str, Any]]:
-        return {
-            "projections": self.projections, "decoders": self.decoders, "put_at": self.put_at,
-            "totals": self.totals,
-        }  # fmt: skip
+    def shown(self) -> dict[int, Projection]:
+        """What is read now, by build: the projections its rows were made by; blocking."""
+        return self.catalogue.shown(self.store.builds())
 
     async def rebuild(self, name: str, origin: int) -> int:
         """Ask for the aggregates to be built anew from a position of the log; tell where that is.
@@ -444,11 +362,9 @@ class Pipeline:
             raise PipelineConflict(f"`from` is a position of the log, which ends at {end}.")
         if any(build.shadow and build.name == name for build in self.store.builds()):
             raise PipelineConflict("A rebuild of this pipeline is under way; wait for its end.")
-        message = Rebuild(name, max(origin, first))
-        promise = self.queue.submit(REBUILD, encode(message))
-        promise.add_done_callback(self._submission_settled)
-        promise.add_done_callback(self._wake)
-        _, position = await asyncio.shield(promise)
+        if origin < end:
+            origin = await asyncio.to_thread(self.topics.message_at, origin)
+        position = await self._log_alone(REBUILD, Rebuild(name, max(origin, first)))
         await self.applied(position)
         return position
 
@@ -481,12 +397,12 @@ class Pipeline:
 
     def reader(self, projection: Projection, form: Form, records: str = "") -> Reader:
         """A reader for one body of this form."""
-        decoder = self.decoders[projection.name]
+        decoder = self.catalogue.decoder(projection)
         return Reader(decoder, form, max_event_bytes=self.max_event_bytes, records=records)
 
     def read_whole(self, projection: Projection, form: Form, data: bytes) -> Block | None:
         """The block of a small object that came in one piece; None for every other body."""
-        return read_whole(self.decoders[projection.name], form, data, self.max_event_bytes)
+        return read_whole(self.catalogue.decoder(projection), form, data, self.max_event_bytes)
 
     async def applied(self, position: int) -> None:
         """Return once everything before `position` can be seen in the aggregates."""
@@ -516,7 +432,7 @@ class Pipeline:
     @property
     def backlog_events(self) -> int:
         """Events that are acknowledged and not yet aggregated."""
-        return self.accepted_events - self.applied_events
+        return self.accepted_events - self.applied_events if self.backlog_bytes else 0
 
     def get_resource_metrics(self) -> dict[str, Any]:
         """What the process and the pipeline use now."""
@@ -545,37 +461,37 @@ class Pipeline:
     ) -> Receipt:
         """Make one small body durable, in one message; raise QueueRefused."""
         arrival = int(self.clock() * MICROSECONDS)
-        has_ids = projection.ids is not None
-        if has_ids and self.merging.locked():
-            async with self.merging:  # an upload is claiming its keys
-                pass
-        self.check_current(projection)
-        keys: list[int] = []
-        duplicates: dict[str, int] = {}
-        if has_ids:
-            events, lines = self._claim(projection, blocks, keys, duplicates)
-            body = b"\n".join(lines)
+        claimed = Claimed()
+        if projection.ids is not None:
+            await self.claims.certain()
+        self.catalogue.check_current(projection)
+        if projection.ids is not None:
+            claimed = self.claims.claim(projection, blocks)
+            events, body = claimed.events, b"\n".join(claimed.lines)
         else:
             events = blocks[0].events if len(blocks) == 1 else [e for b in blocks for e in b.events]
             body = blocks[0].raw if len(blocks) == 1 else b"\n".join(b.raw for b in blocks if b.raw)
         filtered = filtered_of(projection, events)
         rejected = [each for block in blocks for each in block.rejected]
         receipt = Receipt(
-            len(events) - filtered, len(rejected), sum(duplicates.values()), reported(rejected),
-            status, filtered=filtered,
+            len(events) - filtered, len(rejected), sum(claimed.duplicates.values()),
+            reported(rejected), status, filtered=filtered,
         )  # fmt: skip
         batch = Batch(
-            projection.name, arrival, body, receipt.accepted, pack_keys(keys), duplicates, rejected,
-            Promise(*key, receipt) if key else None, filtered=filtered, replayed=replayed or {},
+            projection.name, arrival, body, receipt.accepted, pack_keys(claimed.keys),
+            claimed.duplicates, rejected, Promise(*key, receipt) if key else None,
+            filtered=filtered, replayed=replayed or {},
         )  # fmt: skip
         try:
             promise = self.submit(BATCH, batch, key, receipt)
         except QueueError:
-            for each in keys:
-                self._claimed.pop(each, None)
+            self.claims.settle(claimed.keys, durable=False)
             raise
         projection.arrived(events, arrival)
-        promise.add_done_callback(partial(self._batch_settled, batch, events, keys, receipt))
+        self.revival.revived.update(batch.replayed)
+        promise.add_done_callback(
+            partial(self._batch_settled, batch, events, claimed.keys, receipt)
+        )
         await asyncio.shield(promise)
         return receipt
 
@@ -590,6 +506,19 @@ class Pipeline:
             self.answers.submitted(key)
             promise.add_done_callback(partial(self._answer_settled, key, receipt))
         return promise
+
+    def _submit_alone(self, kind: int, message: Put | Drop | Rebuild | Idle) -> Appended:
+        """Hand a message to the log that is no batch; the applier reads it there."""
+        promise = self.queue.submit(kind, encode(message))
+        self._submitted.add(promise)
+        promise.add_done_callback(self._submission_settled)
+        promise.add_done_callback(self._wake)
+        return promise
+
+    async def _log_alone(self, kind: int, message: Put | Drop | Rebuild) -> int:
+        """The same, durable when this returns where it ends."""
+        _, end = await asyncio.shield(self._submit_alone(kind, message))
+        return end
 
     def _submission_settled(self, promise: Appended) -> None:
         self._submitted.discard(promise)
@@ -606,35 +535,6 @@ class Pipeline:
             receipt.position = promise.result()[1]
         self.answers.settled(key, receipt, error)
 
-    def _claim(
-        self,
-        projection: Projection,
-        blocks: Iterable[Block],
-        keys: list[int],
-        duplicates: dict[str, int],
-    ) -> tuple[list[Any], list[bytes]]:
-        """The events that are new, and their lines; their keys are claimed until durable."""
-        events: list[Any] = []
-        lines: list[bytes] = []
-        claimed, seen, digest = self._claimed, self.seen, self.key_hash
-        ids_of, sources = projection.ids, projection.sources
-        assert ids_of is not None  # noqa: S101  (asked by the caller)
-        for block in blocks:
-            if not block.events:
-                continue
-            ids = ids_of(block.events)
-            for event, line, event_id in zip(block.events, block.split(), ids, strict=True):
-                key = digest(event_id)
-                if key in claimed or key in seen:
-                    source = sources((event,))[0] if sources else ""
-                    duplicates[source] = duplicates.get(source, 0) + 1
-                    continue
-                claimed[key] = None
-                keys.append(key)
-                events.append(event)
-                lines.append(line)
-        return events, lines
-
     def _batch_settled(
         self,
         batch: Batch,
@@ -643,57 +543,33 @@ class Pipeline:
         receipt: Receipt,
         promise: Appended,
     ) -> None:
-        for key in keys:
-            del self._claimed[key]
-        if promise.exception() is not None:
+        is_durable = promise.exception() is None
+        self.claims.settle(keys, durable=is_durable)
+        if not is_durable:
+            self.revival.revived.difference_update(batch.replayed)
             return
         start, end = promise.result()
         receipt.position = end
-        for key in keys:
-            self.seen.add(key)
         self._count(batch)
         self.rate.add(batch.accepted, time.monotonic())
         if self._applier is not None:
             self._applier.hand_over(Handed(start, end, batch, events))
 
-    def upload_settled(
-        self, upload: Upload, newer: SeenKeys | None, receipt: Receipt, promise: Appended
-    ) -> None:
+    def upload_settled(self, upload: Upload, receipt: Receipt, promise: Appended) -> None:
         """The log has taken an upload, or has refused it."""
         if promise.exception() is not None:
             with suppress(OSError):
                 (self.uploads / upload.name).unlink()
             return
         receipt.position = promise.result()[1]
-        if newer is not None:
-            self.seen.absorb(newer)
         self._upload_backlog += upload.length
-        self._count_upload(upload)
+        self._count(upload)
         self.rate.add(upload.accepted, time.monotonic())
         self._wake(promise)
 
-    def _count(self, batch: Batch) -> None:
-        self.accepted_events += batch.accepted
-        totals = self.totals.get(batch.pipeline)
-        if totals is None:
-            return
-        totals.add(
-            Totals(batch.accepted, len(batch.rejected), sum(batch.duplicates.values()),
-                   filtered=batch.filtered)
-        )  # fmt: skip
-        for code in batch.replayed.values():  # what it was counted as before it came to life
-            if code == "late":
-                totals.accepted -= 1
-            else:
-                totals.rejected -= 1
-
-    def _count_upload(self, upload: Upload) -> None:
-        self.accepted_events += upload.accepted
-        if (totals := self.totals.get(upload.pipeline)) is not None:
-            totals.add(
-                Totals(upload.accepted, upload.rejected, sum(upload.duplicates.values()),
-                       filtered=upload.filtered)
-            )  # fmt: skip
+    def _count(self, message: Batch | Upload) -> None:
+        self.accepted_events += message.accepted
+        self.catalogue.count(message)
 
     def digest(self, text: str) -> bytes:
         """A 16-byte digest of an idempotency key."""
@@ -708,7 +584,7 @@ class Pipeline:
                 await asyncio.shield(probe)
         return self.queue_works
 
-    # --- dead letters ---
+    # --- beside the stream ---
 
     async def replay_dead_letters(
         self, pipeline: str | None = None, code: str | None = None
@@ -718,55 +594,7 @@ class Pipeline:
         Those that are refused again stay where they are. What came to life is counted as what it
         became, and no longer as what it was.
         """
-        done = {"replayed": 0, "duplicates": 0, "failed": 0, "skipped": 0}
-        async with self._replaying:
-            after = 0
-            while letters := await asyncio.to_thread(
-                self.store.dead_letters, after, REPLAYED_AT_ONCE, pipeline, code
-            ):
-                after = letters[-1].id
-                by_name: dict[str, list[DeadLetter]] = {}
-                for letter in letters:
-                    if letter.id in self._revived:
-                        continue
-                    if letter.record.whole and letter.pipeline in self.projections:
-                        by_name.setdefault(letter.pipeline, []).append(letter)
-                    else:
-                        done["skipped"] += 1
-                for name, found in by_name.items():
-                    await self._replay(self.projections[name], found, done)
-        return done
-
-    async def _replay(
-        self, projection: Projection, letters: list[DeadLetter], done: dict[str, int]
-    ) -> None:
-        revived: dict[int, str] = {}
-        whole = Block()
-        for letter in letters:
-            reader = self.reader(projection, "json")
-            try:
-                blocks = [*reader.feed(letter.record.raw), *reader.finish()]
-            except BodyError:
-                blocks = []
-            if len(blocks) != 1 or blocks[0].rejected or len(blocks[0].events) != 1:
-                done["failed"] += 1
-                continue
-            whole.events += blocks[0].events
-            whole.lines += blocks[0].split()
-            revived[letter.id] = letter.record.code
-        if not revived:
-            return
-        try:
-            receipt = await self.accept(projection, [whole], replayed=revived)
-        except PipelineConflict:
-            done["skipped"] += len(revived)
-            return
-        self._revived.update(revived)
-        done["replayed"] += len(revived) - receipt.duplicates
-        done["duplicates"] += receipt.duplicates
-        await self.applied(receipt.position)
-
-    # --- cleaning up ---
+        return await self.revival.replay(pipeline, code)
 
     async def cleanup(self, days_old: float, *, dry_run: bool) -> dict[str, int]:
         """Delete closed windows, dead letters and applied log that are older than that."""
@@ -794,10 +622,7 @@ class Pipeline:
 
         def submit() -> None:
             if self._applier is not None and self.queue_works:
-                promise = self.queue.submit(IDLE, encode(idle))
-                self._submitted.add(promise)
-                promise.add_done_callback(self._submission_settled)
-                promise.add_done_callback(self._wake)
+                self._submit_alone(IDLE, idle)
 
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(submit)
@@ -813,7 +638,7 @@ class Pipeline:
         self.applied_events += applied.events
         self._upload_backlog -= applied.upload_bytes
         self.answers.applied(applied.promises)
-        self._revived.difference_update(applied.replayed)
+        self.revival.revived.difference_update(applied.replayed)
         if self.grown is not None:
             self.grown.set()  # whoever waits for messages looks again
             self.grown = asyncio.Event()
@@ -830,50 +655,10 @@ class Pipeline:
                     waiter.set_result(None)
 
 
-class IngestQueue:
-    """The way in from Python: `await put(event)` returns when the event is durable."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-        self._room = asyncio.Semaphore(pipeline.queue_maxsize)
-
-    @property
-    def maxsize(self) -> int:
-        """How many puts may wait for the disk at the same time; more wait for their turn."""
-        return self._pipeline.queue_maxsize
-
-    def qsize(self) -> int:
-        """How many puts wait for the disk now."""
-        return self._pipeline.waiting
-
-    async def put(self, event: dict[str, Any], pipeline: str | None = None) -> Receipt:
-        """Accept one event; raise EventRejected when it does not fit, QueueRefused when the disk
-        refuses. With the backlog at its bound it waits for the applier.
-
-        The pipeline is `events` for an event with an `event_id`, else `webhook`.
-        """
-        owner = self._pipeline
-        projection = owner.projection(pipeline or ("events" if "event_id" in event else "webhook"))
-        reader = owner.reader(projection, "json")
-        try:
-            blocks = [*reader.feed(msgspec.json.encode(event)), *reader.finish()]
-        except (BodyError, TypeError) as error:
-            raise EventRejected(str(error)) from error
-        if bad := [each for block in blocks for each in block.rejected]:
-            raise EventRejected(bad[0].message)
-        async with self._room:
-            while owner.backlog_bytes >= owner.backlog_max_bytes:
-                await owner.applied(owner.queue_position + 1)
-            owner.waiting += 1
-            try:
-                return await owner.accept(projection, blocks)
-            finally:
-                owner.waiting -= 1
-
-
 def parse_spec(document: Any) -> PipelineSpec:
     """A spec from plain data; raises ValueError with sentences."""
     try:
         return PipelineSpec.model_validate(document)
     except ValidationError as error:
-        raise ValueError("; ".join(each["msg"] for each in error.errors())) from None
+        sentences = (each["msg"].removeprefix("Value error, ") for each in error.errors())
+        raise ValueError(" ".join(sentences)) from None

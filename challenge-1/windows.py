@@ -102,6 +102,11 @@ class Window:
             revises_for_ever,
         )
 
+    @property
+    def overlap(self) -> int:
+        """How many windows an event may fall into."""
+        return -(-self.size // self.slide) if self.slide else 1
+
     def starts(self, pane: int) -> range:
         """The starts of the windows that hold this pane."""
         begin = pane * self.pane

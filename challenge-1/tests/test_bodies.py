@@ -108,6 +108,76 @@ class TestArrays:
                 outcomes.append(error.status)
         assert outcomes[0] == outcomes[1]
 
+    @pytest.mark.parametrize("seed", range(80))
+    def test_elements_full_of_brackets_are_cut_and_refused_as_ijson_does(
+        self, seed: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("arrays.BLOCK_BYTES", 2048)
+        chance = random.Random(seed)
+        first = '"data":{"category":"a","value":1,"quantity":2,"ts":17}'
+        between = chance.choice([",", ", ", ",\n"])
+        elements = []
+        for _ in range(chance.randrange(20, 120)):
+            depth = chance.choice([1, 5, 20, 40, MAX_DEPTH - 1])
+            extra = f'"x":{"[" * depth}"}},{{\\"data\\":"{"]" * depth}'
+            if chance.random() < 0.3:
+                extra += ',"y":[{"data":1},{"data":[{}]}]'
+            elements.append(f"{{{first},{extra}}}")
+        fault = chance.choice(["", "", "deep", "large", "end", "comma", "shape"])
+        place = chance.randrange(len(elements))
+        if fault == "deep":
+            elements[place] = f'{{{first},"x":{"[" * MAX_DEPTH}{"]" * MAX_DEPTH}}}'
+        elif fault == "large":
+            elements[place] = f'{{{first},"x":"{"z" * MAX}"}}'
+        elif fault == "shape":
+            elements[place] = '{"data":5}'
+        body = f"[{between.join(elements)}{',' if fault == 'comma' else ''}]"
+        if fault == "end":
+            body = body[:-1] + chance.choice(["}", "", ",", "]]", "]x"])
+
+        def outcome(engine: str, piece: int) -> Any:
+            try:
+                block = read(body.encode(), engine=engine, piece=piece)
+            except BodyError as error:
+                return error.status
+            return block.lines, [(r.index, r.offset, r.code) for r in block.rejected]
+
+        expected = outcome("ijson", 10**6)
+        assert isinstance(expected, int) == (fault not in ("", "shape"))
+        for piece in (500, 10**6):
+            assert outcome("msgspec", piece) == expected
+
+    def test_an_element_that_is_too_large_is_found_where_brackets_become_few(self) -> None:
+        dense = GOOD[:-1] + b',"x":[[[[]]]],"y":"' + b"z" * 300 + b'"}'
+        sparse = GOOD[:-1] + b',"y":"' + b"z" * 900 + b'"}'
+        large = GOOD[:-1] + b',"y":"' + b"z" * (MAX - len(GOOD)) + b'"}'
+        elements = [dense] * 2000 + [sparse] * 30 + [large] + [sparse] * 5
+
+        with pytest.raises(BodyError) as refused:
+            read(b"[" + b",".join(elements) + b"]")
+
+        assert refused.value.status == 413
+
+    def test_an_array_is_read_few_elements_at_a_time_where_brackets_are_many(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        inner = b'{"a":[[{"b":1}],{"c":[]}],"text":"' + b"x" * 200 + b'"}'
+        body = b"[" + b",".join([GOOD[:-1] + b',"inner":' + inner + b"}"] * 3000) + b"]"
+        taken_apart = 0
+
+        def counting(text: bytes) -> Any:
+            nonlocal taken_apart
+            taken_apart += 1
+            return msgspec.json.decode(text, type=list[msgspec.Raw])
+
+        monkeypatch.setattr("arrays.RAW_ARRAY", type("Raws", (), {"decode": counting}))
+        array = SplitArray(Decoder(PROJECTIONS["webhook"]), MAX, 0)
+
+        blocks = [*array.feed(body), *array.finish()]
+
+        assert sum(len(block.events) for block in blocks) == 3000
+        assert taken_apart == 1  # the first block; the others are known to be dense
+
     def test_hundreds_of_elements_in_one_block_need_one_call(self) -> None:
         body = b"[" + b",".join([GOOD] * 5000) + b"]"
         decoder = Decoder(PROJECTIONS["webhook"])
@@ -234,7 +304,10 @@ class TestRecords:
         block = read(body, records="rows.item")
 
         assert len(block.events) == 2
-        assert [(r.index, r.code) for r in block.rejected] == [(1, "shape"), (2, "shape")]
+        assert [(r.index, r.offset, r.code) for r in block.rejected] == [
+            (1, None, "shape"),
+            (2, None, "shape"),
+        ]
 
     @pytest.mark.parametrize(
         ("body", "status"),
@@ -276,6 +349,4 @@ class TestDepths:
             deep = b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}"
             records.insert(chance.randrange(len(records) + 1), deep)
 
-        array = b"[" + b",".join(records) + b"]"
         assert depths.in_lines(b"\n".join(records), len(records)) == has_deep
-        assert depths.among(array, list(map(len, records))) == has_deep

@@ -56,3 +56,4 @@ def test_keys_survive_packing_and_depend_on_the_secret() -> None:
     assert list(unpack_keys(pack_keys(keys))) == keys
     assert len(set(keys)) == 100
     assert one("event-1") != other("event-1")
+    assert one("event-1") != KeyHash(b"a" * 16, "orders")("event-1")

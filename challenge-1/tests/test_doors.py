@@ -8,7 +8,7 @@ import pytest
 
 from doors import PipelineDoor
 from resilience import CallError
-from utils import Busy, PipelineUnknown
+from utils import Busy, PipelineUnknown, parse_spec
 
 pytestmark = pytest.mark.integration
 EVENTS: list[dict[str, Any]] = [
@@ -53,18 +53,18 @@ def test_a_busy_pipeline_is_waited_for(
 
 
 def test_a_pipeline_that_is_not_there_is_an_error_before_and_during_a_run(
-    make_pipeline: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    make_pipeline: Callable[..., Any],
 ) -> None:
+    spec = {"select": {"a": "a"}, "aggregates": [{"op": "count"}], "window": {"kind": "none"}}
+
     async def main() -> None:
         async with make_pipeline() as pipeline:
+            await pipeline.start_workers()
             with pytest.raises(PipelineUnknown):
-                PipelineDoor(pipeline, "nothing")
-            door = PipelineDoor(pipeline, "webhook")
-
-            def gone(name: str) -> Any:
-                raise PipelineUnknown(name)
-
-            monkeypatch.setattr(pipeline, "projection", gone)
+                PipelineDoor(pipeline, "counts")
+            await pipeline.put_pipeline("counts", parse_spec(spec))
+            door = PipelineDoor(pipeline, "counts")
+            await pipeline.delete_pipeline("counts")
             with pytest.raises(CallError, match="deleted"):
                 await door.send("key", EVENTS)
 

@@ -5,6 +5,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from utils import (
     Held,
     KeyReused,
     Pipeline,
+    PipelineConflict,
     QueueError,
     QueueRefused,
     parse_spec,
@@ -500,4 +502,255 @@ async def test_what_is_not_applied_or_still_rebuilt_from_is_never_dropped(
         applier.call(lambda: applier._trim()).result(10)
         assert pipeline.queue.statistics().segments == 1
         assert counted(pipeline, "webhook") == 100
+        await pipeline.stop_workers()
+
+
+def orders(**changes: Any) -> Any:
+    return parse_spec(
+        {"select": {"k": "k"}, "event_time": "t", "event_id": "id", "group_by": ["k"],
+         "aggregates": [{"op": "count"}], "window": {"kind": "tumbling", "size_seconds": 10},
+         **changes}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [3, 4000])
+async def test_duplicates_of_a_pipeline_without_sources_are_counted_once(
+    make_pipeline: Callable[..., Pipeline], size: int
+) -> None:
+    body = lines([{"id": n, "k": "k" * 100, "t": 1_700_000_000} for n in range(size)])
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", orders())
+        for _ in range(2):
+            await ingest(pipeline, "p", body)
+        await pipeline.stop_workers()
+    with make_pipeline() as pipeline:
+        totals = pipeline.totals["p"]
+        assert (totals.accepted, totals.duplicates, totals.received) == (size, size, 2 * size)
+
+
+async def test_a_source_without_a_name_is_counted_once(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        spec = orders(select={"source": "k"}, group_by=["source"])
+        await pipeline.put_pipeline("p", spec)
+        await ingest(pipeline, "p", lines([{"id": n, "k": "", "t": 1e9} for n in range(5)]))
+        await pipeline.stop_workers()
+        assert pipeline.store.totals()["p", ""].accepted == 5
+
+
+async def test_replayed_dead_letters_that_are_late_once_more_do_not_go_round(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", orders(event_id=None))
+        for t in (1_700_000_100, *range(1_700_000_000, 1_700_000_005)):
+            await ingest(pipeline, "p", lines([{"k": "a", "t": t}]))
+        await pipeline.applied(pipeline.queue.end)
+
+        done = await asyncio.wait_for(pipeline.replay_dead_letters(), 20)
+
+        assert done["replayed"] == 5
+        assert len(pipeline.store.dead_letters(0, 100)) == 5
+        totals = pipeline.store.totals()["p", ""]
+        assert (totals.accepted, totals.late) == (6, 5)
+        await pipeline.stop_workers()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_bit_that_flips_in_the_applied_end_of_the_log_stops_nothing(
+    make_pipeline: Callable[..., Pipeline], times: int
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        for n in range(3):
+            await pipeline.ingest_q.put(measurement(n))
+        await pipeline.stop_workers()
+    (segment,) = (pipeline.queue_dir / "ingest").glob("*.seg")
+    damaged = bytearray(segment.read_bytes())
+    damaged[-5] ^= 1
+    segment.write_bytes(damaged)
+
+    for n in range(times):  # also when it ends before anything more is accepted
+        with make_pipeline() as again:
+            assert again.queue.statistics().torn_bytes or n
+            assert again.queue.end == again.queue_position
+    with make_pipeline() as again:
+        await again.start_workers()
+        await again.ingest_q.put(measurement(3))
+        await again.stop_workers()
+        assert counted(again, "webhook") == 4
+
+
+async def test_damage_with_nothing_whole_behind_it_is_reported_and_holds_nothing_up(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        for n in range(3):
+            await pipeline.ingest_q.put(measurement(n))
+        (segment,) = (pipeline.queue_dir / "ingest").glob("*.seg")
+        damaged = bytearray(segment.read_bytes())
+        damaged[-5] ^= 1
+        segment.write_bytes(damaged)
+
+        await pipeline.start_workers()
+        await asyncio.wait_for(pipeline.applied(pipeline.queue.end), 20)
+
+        assert counted(pipeline, "webhook") == 2
+        assert pipeline.queue.statistics().corrupt_frames == 1
+        assert (pipeline.backlog_events, pipeline.backlog_bytes) == (0, 0)
+        await pipeline.stop_workers()
+
+
+async def test_a_replay_from_inside_a_message_takes_it_whole_and_reports_no_damage(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", orders())
+        spans = []
+        for n in range(3):
+            receipt = await ingest(pipeline, "p", lines([{"id": n, "k": "a", "t": 1e9}]))
+            spans.append(receipt.position)
+        await pipeline.rebuild("p", spans[0] + 5)
+        await asyncio.wait_for(pipeline.rebuilt("p"), 20)
+
+        (row,) = pipeline.store.aggregates(AggregateQuery(pipeline="p"))
+        assert row.count == 2
+        assert pipeline.queue.statistics().corrupt_frames == 0
+        await pipeline.stop_workers()
+
+
+async def test_the_largest_event_that_can_be_set_is_counted(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    largest = 16 * 1024 * 1024
+    with make_pipeline(max_event_bytes=largest) as pipeline:
+        await pipeline.start_workers()
+        document = {**measurement(), "pad": ""}
+        document["pad"] = "x" * (largest - len(lines([document])))
+        receipt = await ingest(pipeline, "webhook", lines([document]))
+        await pipeline.stop_workers()
+        assert (receipt.accepted, counted(pipeline, "webhook")) == (1, 1)
+
+
+async def test_a_body_of_nothing_but_tiny_mistakes_is_kept_within_its_bounds(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        receipt = await ingest(pipeline, "webhook", b"x\n" * 300_000)
+        await pipeline.stop_workers()
+        assert receipt.rejected == pipeline.store.totals()["webhook", ""].rejected == 300_000
+
+
+async def test_ids_of_an_upload_stay_claimed_when_its_client_leaves_at_the_commit(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    ready = threading.Event()
+    ready.set()
+
+    def sync(fd: int) -> None:
+        assert ready.wait(20)
+        os.fdatasync(fd)
+
+    with make_pipeline(sync=sync) as pipeline:
+        await pipeline.start_workers()
+        body = lines([event(n, pad=n) for n in range(8_000)])
+        projection = pipeline.projection("events")
+        reader, intake = pipeline.reader(projection, "ndjson"), pipeline.intake(projection)
+        for block in [*reader.feed(body), *reader.finish()]:
+            await intake.add(block)
+        await asyncio.to_thread(intake._close_file)
+        intake._close_file = lambda: None  # type: ignore[method-assign]
+        ready.clear()
+        leaving = asyncio.create_task(intake.commit(202))
+        while not pipeline.queue._pending and pipeline.queue._committing is None:
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        intake.abort()
+        again = asyncio.create_task(pipeline.ingest_q.put(event(3)))
+        await asyncio.sleep(0.05)
+        ready.set()
+
+        assert (await again).duplicates == 1
+        await pipeline.stop_workers()
+        assert pipeline.totals["events"].accepted == 8_000
+        assert pipeline.store.totals()["events", ""].accepted == 8_000
+
+
+async def test_letters_whose_replay_is_given_up_come_to_life_once(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", orders(event_id=None, select={"k": "key"}))
+        assert (await ingest(pipeline, "p", lines([{"k": "a", "t": 1e9}]))).rejected == 1
+        await pipeline.applied(pipeline.queue.end)
+        await pipeline.put_pipeline("p", orders(event_id=None), replace=True)
+        pipeline.pause_applying()
+        end = pipeline.queue.end
+        first = asyncio.create_task(pipeline.replay_dead_letters())
+        while pipeline.queue._committing is None:
+            await asyncio.sleep(0)
+        first.cancel()
+        second = asyncio.create_task(pipeline.replay_dead_letters())
+        while pipeline.queue.end == end:
+            await asyncio.sleep(0)
+        pipeline.pause_applying(False)
+
+        assert (await second)["replayed"] == 0
+        await pipeline.stop_workers()
+        (row,) = pipeline.store.aggregates(AggregateQuery(pipeline="p"))
+        assert row.count == 1
+
+
+async def test_a_pipeline_whose_put_is_given_up_in_the_log_is_there(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", orders())
+        changed = orders(select={"k": "key"})
+        putting = asyncio.create_task(pipeline.put_pipeline("p", changed, replace=True))
+        while pipeline.queue._committing is None:
+            await asyncio.sleep(0)
+        putting.cancel()
+        await asyncio.wait([putting])
+        await pipeline.settled()
+
+        assert pipeline.projection("p").spec == changed
+        body = lines([{"id": 1, "key": "a", "t": 1e9}])
+        receipt = await ingest(pipeline, "p", body)
+        await asyncio.wait_for(pipeline.applied(receipt.position), 20)
+        assert [row.count for row in pipeline.store.aggregates(AggregateQuery())] == [1]
+        await pipeline.stop_workers()
+
+
+async def test_an_upload_for_a_pipeline_that_is_deleted_at_its_commit_is_a_conflict(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await pipeline.put_pipeline("p", orders())
+        projection = pipeline.projection("p")
+        body = lines([{"id": n % 3000, "k": "a" * 60, "t": 1e9} for n in range(6_000)])
+        reader, intake = pipeline.reader(projection, "ndjson"), pipeline.intake(projection)
+        for block in [*reader.feed(body), *reader.finish()]:
+            await intake.add(block)
+        committing = asyncio.create_task(intake.commit(202))
+        while not pipeline.claims.merging.locked():
+            await asyncio.sleep(0)
+        await pipeline.delete_pipeline("p")
+
+        with pytest.raises(PipelineConflict):
+            await committing
+        intake.abort()
+        with pytest.raises(PipelineConflict):
+            pipeline.reader(projection, "ndjson")
+        assert list(pipeline.uploads.iterdir()) == []
         await pipeline.stop_workers()

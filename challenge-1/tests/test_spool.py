@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from spool import HEADER, FileQueue, Message, MessageQueue, QueueError, QueueRefused
+from frames import HEADER, MAX_FRAME_BYTES, Message
+from spool import FileQueue, MessageQueue, QueueError, QueueRefused
 
 pytestmark = [pytest.mark.anyio, pytest.mark.unit]
 
@@ -135,6 +136,20 @@ async def test_links_are_not_followed(directory: Path, tmp_path: Path) -> None:
         FileQueue(tmp_path / "link")
 
 
+async def test_files_of_others_are_left_alone(directory: Path) -> None:
+    directory.mkdir()
+    names = {"5.seg", "notes.txt", "٣" * 20 + ".seg", f"{7:020d}.seg~"}
+    for name in names:
+        (directory / name).write_text("mine")
+
+    queue = FileQueue(directory)
+    await queue.submit(1, b"x")
+    queue.close()
+
+    assert payloads(FileQueue(directory)) == [b"x"]
+    assert all((directory / name).read_text() == "mine" for name in names)
+
+
 class TestDamage:
     @pytest.mark.parametrize("cut", [1, 5, HEADER.size - 1, HEADER.size, HEADER.size + 3])
     async def test_a_torn_tail_is_cut_off_and_appending_goes_on(
@@ -195,6 +210,22 @@ class TestDamage:
 
         assert payloads(queue) == [b"message-%02d" % number for number in range(1, 20)]
         queue.close()
+
+
+async def test_damage_at_the_end_of_an_older_segment_is_reported(directory: Path) -> None:
+    queue = FileQueue(directory, segment_bytes=200)
+    for number in range(20):
+        await queue.submit(1, b"message-%02d" % number)
+    queue.close()
+    oldest = min(directory.glob("*.seg"))
+    oldest.write_bytes(oldest.read_bytes()[:-1] + b"?")
+
+    queue = FileQueue(directory, segment_bytes=200)
+
+    assert len(payloads(queue)) == 19
+    assert queue.statistics().corrupt_frames == 1
+    assert payloads(queue, queue.end) == []
+    queue.close()
 
 
 class Disk:
@@ -295,5 +326,5 @@ class TestTheDiskRefuses:
 async def test_a_message_beyond_the_frame_is_refused_by_name(directory: Path) -> None:
     queue = FileQueue(directory)
     with pytest.raises(QueueError, match="more than a frame holds"):
-        queue.submit(1, bytes(17 * 1024 * 1024))
+        queue.submit(1, bytes(MAX_FRAME_BYTES + 1))
     queue.close()

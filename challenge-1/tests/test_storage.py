@@ -4,6 +4,7 @@ import math
 import random
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class TestTheContract:
             deltas=[(WEBHOOK, "webhook", delta(0, "a", [1.0, 2.0]))],
             clocks={(WEBHOOK, ""): (Clock(5, 1, 70, 9), 5)},
         )
-        changes.total("webhook", "").add(Totals(2, 1, 3, 0))
+        changes.total("webhook").add(Totals(2, 1, 3, 0))
         changes.keys = b"12345678"
         changes.answers.append(Answer(b"k", b"b", b"answer"))
         changes.rejected.append(("webhook", 9, 77, Rejected(3, None, 8, "shape", "no", b"raw")))
@@ -237,8 +238,8 @@ class TestTheContract:
         store = open_store()
         changes = Changes(1)
         for number in range(3000):
-            changes.total("events", f"s{number}").add(Totals(accepted=number))
-        changes.total("events", "").add(Totals(accepted=1))
+            changes.by_source("events", f"s{number}").add(Totals(accepted=number))
+        changes.total("events").add(Totals(accepted=1))
         store.apply([changes])
 
         totals = store.totals()
@@ -255,6 +256,28 @@ class TestTheContract:
 
 
 class TestSQLite:
+    def test_a_reader_that_holds_on_keeps_nobody_waiting_and_nothing_is_called_safe(
+        self, tmp_path: Path
+    ) -> None:
+        store = SQLiteStore(tmp_path / "a.db")
+        store.apply([Changes(1)])
+        with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM meta").fetchall()
+            store.apply([Changes(2)])
+            store._writer.execute("PRAGMA busy_timeout = 3600000")  # it would wait for ever
+
+            assert store.checkpoint() == 0
+
+        assert store.checkpoint() == 2
+        store.close()
+
+    def test_a_commit_is_synced(self, tmp_path: Path) -> None:
+        store = SQLiteStore(tmp_path / "a.db")
+
+        assert store._writer.execute("PRAGMA synchronous").fetchone() == (2,)
+        store.close()
+
     def test_files_are_for_their_owner_alone(self, tmp_path: Path) -> None:
         store = SQLiteStore(tmp_path / "a.db")
         store.apply([Changes(1)])

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,21 @@ async def test_a_consumer_sees_its_messages_again_until_it_commits(
         topics.commit("aggregates", "billing", 0)
         assert topics.read("aggregates", consumer="billing", limit=1) == one
         assert topics.consumers("aggregates") == {"billing": 0}
+        await pipeline.stop_workers()
+
+
+async def test_many_commits_of_one_consumer_at_once_leave_one_offset_and_no_litter(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    with make_pipeline() as pipeline:
+        await pipeline.start_workers()
+        await fill(pipeline)
+        topics = pipeline.topics
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda n: topics.commit("ingest", "c", n % 4), range(400)))
+
+        assert topics.position("ingest", "c") in range(4)
+        assert [path.name for path in (pipeline.queue_dir / "consumers/ingest").iterdir()] == ["c"]
         await pipeline.stop_workers()
 
 
