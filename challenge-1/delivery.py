@@ -30,16 +30,9 @@ from pydantic import ValidationError
 from commands import configure_logs, on_stop_signals, service_settings
 from forwarding import DeadLetterFile, HttpDownstream, TopicForwarder, identity_of
 from holder import Held, Holder
+from limiter import Clock, Slot, limiter_of
 from records import ProcessedRecord
-from resilience import (
-    Breaker,
-    CallError,
-    Clock,
-    Guard,
-    LearningLimiter,
-    RateLimiter,
-    Slot,
-)
+from resilience import Breaker, CallError, Guard
 from spool import QueueError, make_directory
 from storage import StoreError, StoreRefused
 from streaming_test_framework import PipelineMetrics, StreamData
@@ -76,11 +69,7 @@ def delivery_guard(
     call_seconds: float = 10.0,
 ) -> Guard:  # fmt: skip
     """A guard for deliveries; without a rate it is found from the 429s."""
-    limiter = (
-        LearningLimiter(guard_seconds=GUARD_SECONDS, clock=clock)
-        if rate_limit is None
-        else RateLimiter(rate_limit, guard_seconds=GUARD_SECONDS, clock=clock)
-    )
+    limiter = limiter_of(rate_limit, guard_seconds=GUARD_SECONDS, clock=clock)
     breaker = Breaker(BREAKER_FAILURES, 1.0, clock=clock)
     return Guard(limiter, breaker, attempts=attempts, call_seconds=call_seconds)
 

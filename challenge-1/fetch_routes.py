@@ -18,7 +18,7 @@ from doors import PipelineDoor
 from fetch_settings import ConfigurationError, FetchSettings, load
 from fetching import FetchRun, NothingToResume
 from holder import Held, Holder
-from resilience import RateLimiter
+from limiter import RateLimiter
 
 log = structlog.stdlib.get_logger("fetch")
 router = APIRouter(prefix="/fetch", tags=["fetch"])

@@ -29,8 +29,9 @@ import psutil
 import structlog
 
 from fetch_settings import FetchSettings, Source
+from limiter import Clock, RateLimiter, Slot
 from records import Product
-from resilience import Breaker, CallError, Clock, Guard, RateLimiter, Slot, State, StillDown
+from resilience import Breaker, CallError, Guard, State, StillDown
 from sources import Page, SourceClient, item_url, read_ids, read_page
 
 T = TypeVar("T")

@@ -19,9 +19,10 @@ import msgspec
 from pydantic import ValidationError
 
 from fetch_settings import Source, origin
+from limiter import RateLimiter, Slot
 from parsing import BodyError, decoder_of
 from records import Product
-from resilience import Failed, Limited, RateLimiter, Refused, Slot
+from resilience import Failed, Limited, Refused
 
 MAX_REDIRECTS: Final = 3
 MAX_PAGES: Final = 100_000

@@ -7,20 +7,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from virtual_time import clock, run
+from virtual_time import VirtualLoop, clock, run
 
-from resilience import (
-    Breaker,
-    Failed,
-    Guard,
-    LearningLimiter,
-    Limited,
-    RateLimiter,
-    Refused,
-    Slot,
-    State,
-    StillDown,
-)
+from limiter import LearningLimiter, RateLimiter, Slot
+from resilience import Breaker, Failed, Guard, Limited, Refused, State, StillDown
 from simulators import worst_window
 
 pytestmark = pytest.mark.unit
@@ -201,6 +191,90 @@ class TestRateLimiter:
             slot.answered()
 
         run(saturate(RateLimiter(5, clock=lambda: clock()), 60, serve))
+
+        assert (len(seen) - 1) / (seen[-1] - seen[0]) >= 4.6
+        assert worst_window(seen) <= 5
+
+    @pytest.mark.parametrize("latency", [1.5, 2.5])
+    def test_once_it_is_known_to_be_slow_a_service_gets_its_rate_too(self, latency: float) -> None:
+        seen: list[float] = []
+
+        async def serve(slot: Slot) -> None:
+            slot.sent()
+            seen.append(clock())
+            await asyncio.sleep(latency)
+            slot.answered()
+
+        run(saturate(RateLimiter(5, clock=lambda: clock()), 60, serve))
+
+        known = [at for at in seen if at > seen[0] + 4 * latency]
+        assert (len(known) - 1) / (known[-1] - known[0]) >= 4.6
+        assert worst_window(seen) <= 5
+
+    @pytest.mark.parametrize("seed", range(10))
+    def test_what_arrives_later_than_the_guard_shows_in_its_answer(self, seed: int) -> None:
+        """A busy machine: one request in ten is seen up to half a second late."""
+        chance = random.Random(seed)
+        seen: list[float] = []
+
+        async def serve(slot: Slot) -> None:
+            slot.sent()
+            await asyncio.sleep(chance.choice((0, 0, 0, 0, 0, 0, 0, 0, 0, 0.5)) * chance.random())
+            seen.append(clock())
+            await asyncio.sleep(0.05)
+            slot.answered()
+
+        run(saturate(RateLimiter(5, clock=lambda: clock()), 60, serve))
+
+        assert worst_window(seen) <= 5
+
+    @pytest.mark.parametrize(
+        ("stall", "work"),
+        [*((stall, 0.05) for stall in (0.3, 0.6, 0.9, 1.2, 3)), (0.9, 0.3), (1.2, 0.3), (3, 0.3)],
+    )
+    def test_requests_that_met_a_stall_count_from_its_end(self, stall: float, work: float) -> None:
+        chance = random.Random(7)
+        seen: list[float] = []
+
+        async def scenario() -> None:
+            began = clock()
+
+            async def stand_still() -> None:
+                since = (clock() - began) % 7
+                if since < stall:  # nothing is seen and answered, then all at once
+                    await asyncio.sleep(stall - since)
+
+            async def serve(slot: Slot) -> None:
+                slot.sent()
+                await stand_still()
+                seen.append(clock())
+                await asyncio.sleep(work * chance.random())
+                await stand_still()
+                slot.answered()
+
+            await saturate(RateLimiter(5, clock=clock), 60, serve)
+
+        run(scenario())
+
+        assert worst_window(seen) <= 5
+
+    def test_where_timers_are_late_the_rate_is_reached_still(self) -> None:
+        class LateLoop(VirtualLoop):
+            """Wakes 45 ms late from a long sleep, 1 ms from a short one."""
+
+            def oversleep(self, timeout: float) -> float:
+                return timeout + (0.045 if timeout > 0.005 else 0.001 if timeout > 0 else 0)
+
+        chance = random.Random(7)
+        seen: list[float] = []
+
+        async def serve(slot: Slot) -> None:
+            slot.sent()
+            seen.append(clock())
+            await asyncio.sleep(chance.uniform(0.03, 0.12))
+            slot.answered()
+
+        run(saturate(RateLimiter(5, clock=lambda: clock()), 60, serve), LateLoop)
 
         assert (len(seen) - 1) / (seen[-1] - seen[0]) >= 4.6
         assert worst_window(seen) <= 5
