@@ -9,6 +9,11 @@
 delivers the messages of a queue topic as a named consumer, with the service running or stopped.
 """
 
+from stopping import on_stop_signals, remember_stop_signals
+
+if __name__ == "__main__":  # the imports below take half a second
+    remember_stop_signals()
+
 import argparse
 import asyncio
 import inspect
@@ -27,7 +32,7 @@ from urllib.parse import urlsplit
 import structlog
 from pydantic import ValidationError
 
-from commands import configure_logs, on_stop_signals, service_settings
+from commands import configure_logs, service_settings
 from forwarding import DeadLetterFile, HttpDownstream, TopicForwarder, identity_of
 from holder import Held, Holder
 from limiter import Clock, Slot, limiter_of

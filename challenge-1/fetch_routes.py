@@ -16,8 +16,9 @@ from starlette.concurrency import run_in_threadpool
 import web
 from doors import PipelineDoor
 from fetch_settings import ConfigurationError, FetchSettings, load
-from fetching import FetchRun, NothingToResume
+from fetching import FetchRun
 from holder import Held, Holder
+from journal import NothingToResume
 from limiter import RateLimiter
 
 log = structlog.stdlib.get_logger("fetch")

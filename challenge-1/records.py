@@ -41,6 +41,25 @@ class Product(BaseModel):
     fetched_at: AwareDatetime
 
 
+def product_event(product: Product, run_id: str) -> dict[str, Any]:
+    """A product as an event: the built-in pipelines and those that select paths can read it."""
+    data = json.loads(product.model_dump_json(exclude={"source", "fetched_at"}))
+    stamp = product.fetched_at.isoformat().replace("+00:00", "Z")
+    data |= {
+        "category": product.category or "none",
+        "value": None if product.price is None else float(product.price),
+        "quantity": 1,
+        "ts": stamp,
+    }
+    return {
+        "event_id": f"{run_id}:{product.source}:{product.id}",
+        "source": product.source,
+        "event_type": "product",
+        "timestamp": stamp,
+        "data": data,
+    }
+
+
 class ProcessedRecord(BaseModel):
     """A record that may be delivered; `record_id` is what it is accepted once by downstream."""
 

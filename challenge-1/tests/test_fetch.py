@@ -148,6 +148,18 @@ class TestCommand:
         assert fetch("--resume")[0] == 2
 
     @pytest.mark.webhook
+    @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc who listens to SIGTERM")
+    def test_sigterm_while_it_still_starts_leaves_a_summary_and_a_sentence(self) -> None:
+        process = command("--mock")
+        wait_until(lambda: listens_to_sigterm(process.pid), process)  # the first thing it does
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+
+        assert (process.returncode, "Traceback" in err) == (143, False)
+        assert (summary()["ended"], summary()["partial"]) == ("SIGTERM", True)
+        assert "--resume goes on" in out
+
+    @pytest.mark.webhook
     def test_what_is_wrong_is_a_sentence_and_nothing_is_fetched(self) -> None:
         code, _, err = fetch("--timeout", "-1", "--worker-pool-size", "x", PIPELINE_TIMOUT="1")
         assert code == 2
@@ -201,6 +213,12 @@ class TestCommand:
 def journal_lines() -> int:
     path = Path("out/fetch.journal")
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def listens_to_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:

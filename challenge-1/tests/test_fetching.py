@@ -13,7 +13,8 @@ from starlette.responses import JSONResponse
 from virtual_time import clock, run
 
 from fetch_settings import FetchSettings, Source, load
-from fetching import FetchRun, NothingToResume
+from fetching import FetchRun
+from journal import NothingToResume
 from simulators import Behaviour, Simulation, create_app, worst_window
 
 pytestmark = pytest.mark.integration
