@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -73,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (Held, StoreError, QueueError) as error:
         print(f"{error} To send into a pipeline that is being served, POST /fetch/runs there.",
               file=sys.stderr)  # fmt: skip
+    except BrokenPipeError:  # who reads it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         print(f"{error.filename or 'A file'} cannot be used: {error.strerror}.", file=sys.stderr)
     return 2
