@@ -50,3 +50,5 @@ def service_settings() -> Settings:
     except ValidationError as error:
         wrong = [f"{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors()]
         raise ConfigurationError("\n".join(wrong)) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(".env: it cannot be read as UTF-8.") from None

@@ -78,7 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"{error.filename or 'A file'} cannot be used: {error.strerror}.", file=sys.stderr)
+        print(
+            f"{error.filename2 or error.filename or 'A file'} cannot be used: {error.strerror}.",
+            file=sys.stderr,
+        )
     return 2
 
 

@@ -216,9 +216,8 @@ def load(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> 
     try:
         dotenv = dotenv_values(".env")
     except (OSError, UnicodeDecodeError):
-        raise ConfigurationError(
-            "\n".join([*faults, ".env: it cannot be read as UTF-8."])
-        ) from None
+        faults.append(".env: it cannot be read as UTF-8.")
+        raise ConfigurationError("\n".join(faults)) from None
     layers = [
         Layer({key: value for key, value in (flags or {}).items() if value is not None},
               lambda key: f"flag {FLAGS[key][0]}"),
