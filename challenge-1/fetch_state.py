@@ -29,8 +29,10 @@ class SourceState:
     pages: int | None = None
     ids: list[str] | None = None
     is_finished: bool = False
+    requests: int = 0  # sent, redirects not counted
     first_request: float | None = None
-    last_request: float | None = None
+    first_window_at: float = 0.0  # when the last request of the first window was sent
+    last_request: float = 0.0
 
     @property
     def not_tried(self) -> int:
@@ -100,12 +102,23 @@ class SourceState:
             "finished": self.is_finished,
         }
 
+    def sending(self, at: float) -> None:
+        """A request is sent now."""
+        self.requests += 1
+        if self.requests <= self.guard.limiter.burst:
+            self.first_window_at = at
+        if self.first_request is None:
+            self.first_request = at
+        self.last_request = at
+
     def rate(self) -> float | None:
-        """Requests per second, from the first to the last."""
-        if self.first_request is None or self.last_request is None:
+        """Requests per second; those of the first second may come at once, and count apart."""
+        if self.first_request is None:
             return None
-        span = self.last_request - self.first_request
-        return round((self.guard.tally.attempts - 1) / span, 2) if span > 0 else None
+        window, burst = self.guard.limiter.window_seconds, self.guard.limiter.burst
+        if self.requests <= burst:
+            return round(self.requests / max(self.last_request - self.first_request, window), 2)
+        return round((self.requests - burst) / (self.last_request - self.first_window_at), 2)
 
     def report(self) -> dict[str, Any]:
         """What the summary says of it."""

@@ -351,9 +351,7 @@ class FetchRun:
         url: str,
         params: dict[str, str],
     ) -> bytes:
-        state.last_request = slot.granted
-        if state.first_request is None:
-            state.first_request = slot.granted
+        state.sending(slot.granted)
         return await client.get(url, params, state.source.headers, slot, state.guard.limiter)
 
     # --- keeping ---
