@@ -398,7 +398,7 @@ class FetchRun:
         guard = Guard(
             limiter,
             breaker,
-            call_seconds=settings.request_timeout,
+            call_seconds=None,  # the client has a deadline for each answer
             longest_pause_seconds=settings.retry_after_max,
             log=log,
         )

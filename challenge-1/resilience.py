@@ -205,7 +205,7 @@ class Guard:
         breaker: Breaker,
         *,
         attempts: int = 1 + len(RETRY_SECONDS),
-        call_seconds: float = 5.0,
+        call_seconds: float | None = 5.0,
         longest_pause_seconds: float = 30.0,
         patient_with: Container[str] = (),
         log: Any = None,
@@ -301,4 +301,5 @@ class Guard:
             slot.close(unused=True)
 
     def _too_late(self) -> Failed:
-        return Failed("timeout", f"There was no whole answer within {self.call_seconds:g} s.")
+        within = "in time" if self.call_seconds is None else f"within {self.call_seconds:g} s"
+        return Failed("timeout", f"There was no whole answer {within}.")
