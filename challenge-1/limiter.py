@@ -145,6 +145,8 @@ class RateLimiter:
             slot = Slot(self, self.clock())
             self._last = slot.granted
             self._slots.append(slot)
+            while len(self._slots) > 1 + self.burst:  # one more, where the last is not used
+                self._slots.popleft()
             self._unheard.add(slot)
             self.in_flight += 1
             self.granted += 1
@@ -186,19 +188,18 @@ class RateLimiter:
         """A slot is over (called by it)."""
         self.in_flight -= 1
         self._unheard.discard(slot)
-        if not slot.used:
+        if not slot.used:  # as if it had never been
             self._slots.remove(slot)
+            self._last = self._slots[-1].granted if self._slots else NEVER
         self.notify()
 
     def _wait(self) -> float:
         """Seconds until the next grant, as far as is known."""
-        while len(self._slots) > self.burst:
-            self._slots.popleft()
         if len(self._unheard) >= self.burst:
             return math.inf
         free = max(self._paused_until, self._last + self.smoothness / self.rate)
-        if len(self._slots) == self.burst:
-            free = max(free, self._slots[0].seen_by + self.window_seconds + HAIR_SECONDS)
+        if len(self._slots) >= self.burst:
+            free = max(free, self._slots[-self.burst].seen_by + self.window_seconds + HAIR_SECONDS)
         return free - self.clock()
 
     async def _rest(self, wait: float) -> None:

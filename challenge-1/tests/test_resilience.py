@@ -456,6 +456,26 @@ class TestGuard:
         assert max(gaps[4:]) < 1  # and lets the others in
         assert worst_window(calls) <= 5
 
+    def test_who_waited_for_a_slot_when_it_opened_does_not_hold_up_the_probe(self) -> None:
+        async def scenario() -> list[float]:
+            subject, began, calls = guard(rate=1, failures=3), clock(), list[float]()
+
+            async def send(slot: Slot) -> None:
+                slot.answered()
+                calls.append(clock() - began)
+                if len(calls) <= 3:
+                    raise Failed("http_500", "down")
+
+            waiting = [asyncio.create_task(subject.call(send)) for _ in range(60)]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for each in waiting:
+                each.cancel()
+            return calls
+
+        calls = run(scenario())
+
+        assert calls[3] - calls[2] == pytest.approx(2, abs=0.1)
+
     def test_if_patient_an_outage_of_any_length_uses_up_no_attempts(self) -> None:
         async def scenario() -> tuple[list[float], Any]:
             return await timed(
