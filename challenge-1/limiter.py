@@ -26,8 +26,11 @@ STEP_SECONDS: Final = 0.001
 LONGEST_LEAD_SECONDS: Final = 0.03
 LEARNING_START: Final = 8.0  # calls per second, doubled until the service says no
 DOUBLING_SECONDS: Final = 0.5
-PROBE_SECONDS: Final = 5.0  # without a 429, before a higher rate is tried
-PROBE_FACTOR: Final = 1.05
+PATIENCE_SECONDS: Final = 5.0  # doubled where the first step is refused, up to the longest
+LONGEST_PATIENCE_SECONDS: Final = 60.0
+FIRST_STEP: Final = 0.05  # of the rate; doubled as long as there is no 429
+IN_USE: Final = 0.35  # of the rate, in the last second: what is not used proves nothing
+FALL: Final = 0.7  # of the rate, at most by one 429, which may be bad luck
 
 
 class Slot:
@@ -225,7 +228,8 @@ class LearningLimiter(RateLimiter):
     """Finds the rate of a service that does not tell it, from its 429s.
 
     The rate doubles until the first 429; what was admitted in the second before is the limit.
-    Later a little more is tried, less often each time that was refused.
+    Later a little more is tried, and twice as much as long as that goes well; less often each time
+    it was refused. A rate that is not used does not rise.
     """
 
     smoothness: ClassVar[float] = 0.9  # a service with a limit may look at less than a second
@@ -236,7 +240,8 @@ class LearningLimiter(RateLimiter):
         self._decided = clock()
         self._refused_at = NEVER
         self._ceiling = math.inf
-        self._probe_seconds = PROBE_SECONDS
+        self._step = 1.0
+        self._patience = PATIENCE_SECONDS
         super().__init__(LEARNING_START, guard_seconds=guard_seconds, clock=clock)
 
     def succeeded(self, slot: Slot) -> None:
@@ -246,9 +251,13 @@ class LearningLimiter(RateLimiter):
         self._forget(now)
         if slot.granted < self._refused_at:  # under way when the limit was found: part of it
             self.set_rate(min(self.rate + 1, self._ceiling))
-        elif now - self._decided >= (self._probe_seconds if self._settled else DOUBLING_SECONDS):
+        elif (
+            now - self._decided >= self._patience_now()
+            and len(self._admitted) >= IN_USE * self.rate
+        ):
             self._decided = now
-            self.set_rate(self.rate * (PROBE_FACTOR if self._settled else 2))
+            self.set_rate(self.rate * (1 + self._step))
+            self._step = min(2 * self._step, 1.0)
 
     def refused(self, slot: Slot, seconds: float) -> None:
         """Pause, and settle on what was admitted; calls from before the last decision are old."""
@@ -256,13 +265,23 @@ class LearningLimiter(RateLimiter):
         if slot.granted < self._decided and self._settled:
             return
         self._forget(slot.granted)
-        if self._settled:
-            self._probe_seconds *= 2
+        if self._settled and self._step == 2 * FIRST_STEP:  # already the first step was too much
+            self._patience = min(2 * self._patience, LONGEST_PATIENCE_SECONDS)
+        else:
+            self._patience = PATIENCE_SECONDS
+        self._step = FIRST_STEP
         self._settled = True
         self._decided = self.clock()
         self._refused_at = slot.granted
         self._ceiling = self.rate * 0.99
-        self.set_rate(max(0.5, min(self._ceiling, float(len(self._admitted)))))
+        admitted = max(float(len(self._admitted)), FALL * self.rate)
+        self.set_rate(max(0.5, min(self._ceiling, admitted)))
+
+    def _patience_now(self) -> float:
+        """Seconds without a 429, before a higher rate is tried."""
+        if not self._settled:
+            return DOUBLING_SECONDS
+        return self._patience if self._step == FIRST_STEP else PATIENCE_SECONDS
 
     def _forget(self, now: float) -> None:
         while self._admitted and self._admitted[0] < now - 1:

@@ -511,37 +511,77 @@ class TestGuard:
         assert run(scenario()) == "done"
 
 
+class Limiting:
+    """A service that admits so many calls in a second, and says no to `at_first` without cause."""
+
+    def __init__(self, limit: int, *, at_first: int = 0) -> None:
+        self.limit = limit
+        self.at_first = at_first
+        self.whole_seconds = False
+        self.admitted: list[float] = []
+        self.refused: list[float] = []
+
+    async def send(self, slot: Slot) -> None:
+        now = clock()
+        recent = [at for at in self.admitted if at >= now - 1]
+        if len(recent) >= self.limit or len(self.refused) < self.at_first:
+            self.refused.append(now)
+            full = len(recent) >= self.limit and not self.whole_seconds
+            raise Limited(recent[-self.limit] + 1.001 - now if full else 1)
+        self.admitted.append(now)
+        await asyncio.sleep(0.03)
+
+    def use(self, *phases: tuple[float, float, int]) -> None:
+        """Seconds, pause between the calls of a caller, and the limit, one after the other."""
+
+        async def scenario() -> None:
+            subject = Guard(LearningLimiter(clock=clock), Breaker(clock=clock))
+            for seconds, pause, self.limit in phases:
+                until = clock() + seconds
+
+                async def caller(until: float = until, pause: float = pause) -> None:
+                    while clock() < until:
+                        await subject.call(self.send)
+                        await asyncio.sleep(pause)
+
+                await asyncio.gather(*(caller() for _ in range(20)))
+
+        run(scenario())
+
+    def since(self, seconds: float) -> int:
+        """How many were admitted from then on."""
+        return sum(at >= self.admitted[0] + seconds for at in self.admitted)
+
+
 class TestLearning:
     @pytest.mark.parametrize("limit", [3, 10, 40])
     @pytest.mark.parametrize("whole_seconds", [False, True])
     def test_the_limit_is_found_from_429s_and_nearly_used(
         self, limit: int, whole_seconds: bool
     ) -> None:
-        admitted: list[float] = []
-        refused: list[float] = []
+        service = Limiting(limit)
+        service.whole_seconds = whole_seconds
+        service.use((30, 0, limit))
 
-        async def scenario() -> None:
-            limiter = LearningLimiter(clock=clock)
-            until = clock() + 30
+        assert len(service.admitted) >= 0.85 * 30 * limit
+        assert len(service.refused) <= 0.1 * len(service.admitted)
 
-            async def send(slot: Slot) -> None:
-                now = clock()
-                recent = [at for at in admitted if at >= now - 1]
-                if len(recent) >= limit:
-                    refused.append(now)
-                    raise Limited(1 if whole_seconds else recent[-limit] + 1.001 - now)
-                admitted.append(now)
-                await asyncio.sleep(0.03)
+    def test_429s_without_cause_at_the_start_cost_seconds_and_not_minutes(self) -> None:
+        service = Limiting(20, at_first=4)
+        service.use((60, 0, 20))
 
-            subject = Guard(limiter, Breaker(clock=clock))
+        assert service.since(40) >= 0.8 * 20 * 20
 
-            async def caller() -> None:
-                while clock() < until:
-                    await subject.call(send)
+    def test_a_limit_that_rises_or_falls_is_found_again(self) -> None:
+        service = Limiting(5)
+        service.use((100, 0, 5), (100, 0, 40), (60, 0, 8))
 
-            await asyncio.gather(*(caller() for _ in range(20)))
+        assert service.since(170) - service.since(200) >= 0.8 * 30 * 40
+        assert service.since(230) >= 0.8 * 30 * 8
 
-        run(scenario())
+    def test_a_rate_that_is_not_used_does_not_rise(self) -> None:
+        service = Limiting(10)
+        service.use((200, 10, 10), (10, 0, 10))  # two calls a second, then all at once
 
-        assert len(admitted) >= 0.85 * 30 * limit
-        assert len(refused) <= 0.1 * len(admitted)
+        assert len(service.refused) <= 20
+        assert service.since(200) >= 0.8 * 10 * 10
