@@ -372,7 +372,7 @@ class TestRoutes:
             for body, status in (
                 ({"sources": ["nowhere"]}, 422), ({"timeout": -1}, 422), ({"timeout": True}, 422),
                 ({"url": "http://127.0.0.1/"}, 422), ({"pipeline": "nothing"}, 404),
-                ({"resume": True}, 409),
+                ({"resume": True}, 409), ({"resume": "yes"}, 422),
             ):  # fmt: skip
                 refused = client.post("/fetch/runs", json=body)
                 assert refused.status_code == status, body
