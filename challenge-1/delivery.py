@@ -17,6 +17,7 @@ if __name__ == "__main__":  # the imports below take half a second
 import argparse
 import asyncio
 import inspect
+import re
 import sqlite3
 import sys
 import time
@@ -49,6 +50,8 @@ ATTEMPTS: Final = 7  # of a record: at 15 % failures one in 600,000 is given up
 BREAKER_FAILURES: Final = 10  # in a row: not bad luck any more
 GUARD_SECONDS: Final = 0.02
 KEPT_DEAD_LETTERS: Final = 10_000
+HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+HEADER_VALUE: Final = re.compile(r"[\x20-\x7e\t]*")
 PROGRESS_SECONDS: Final = 2.0
 
 
@@ -302,8 +305,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _checked(options: argparse.Namespace) -> dict[str, str]:
     """The headers to send; raises ValueError for options that make no sense."""
-    parts = urlsplit(options.to)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _is_http(options.to):
         raise ValueError("--to needs an absolute http or https URL.")
     if options.rate_limit is not None and not 0 < options.rate_limit <= 10_000:
         raise ValueError("--rate-limit is a number of calls per second, up to 10,000.")
@@ -311,10 +313,20 @@ def _checked(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        raise ValueError("--header needs the form 'Name: value'.")
-    return name.strip(), value.strip()
+    name, colon, value = (part.strip(" \t") for part in text.partition(":"))
+    if not colon or not HEADER_NAME.fullmatch(name) or not HEADER_VALUE.fullmatch(value):
+        raise ValueError("--header needs the form 'Name: value', in ASCII.")
+    if name.lower() in ("content-type", "content-length", "host", "idempotency-key"):
+        raise ValueError(f"--header cannot set {name}: every message has its own.")
+    return name, value
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        return False
 
 
 async def _forward(options: argparse.Namespace, headers: Mapping[str, str]) -> None:

@@ -182,6 +182,9 @@ def test_what_cannot_start_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, said in (
         ((to,), "no database"), (("file:///x",), "http or https"),
         ((to, "--rate-limit", "-1"), "--rate-limit"), ((to, "--header", "x"), "--header"),
+        ((to, "--header", "X: \r\nY: z"), "--header"), ((to, "--header", "é: a"), "--header"),
+        ((to, "--header", "idempotency-key: a"), "every message has its own"),
+        (("http://127.0.0.1:99999/",), "http or https"), (("http://[::1/",), "http or https"),
         ((to, "--consumer", "../x"), ""),
     ):  # fmt: skip
         try:
