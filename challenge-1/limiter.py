@@ -22,6 +22,7 @@ HAIR_SECONDS: Final = 0.002  # a closed window needs more than its length
 RECENT_ANSWERS: Final = 32
 FEW_ANSWERS: Final = 5  # too few to tell what is usual
 TOO_VARIED: Final = 0.8  # of the guard, from the fastest answer to the usual one
+LEAST: Final = 0.75  # of the guard: the fastest answer was not quite without delay itself
 STEP_SECONDS: Final = 0.001
 LONGEST_LEAD_SECONDS: Final = 0.03
 LEARNING_START: Final = 8.0  # calls per second, doubled until the service says no
@@ -91,7 +92,7 @@ class Answers:
             return took
         if self.usual - fastest > TOO_VARIED * self._guard_seconds:
             return min(took, self._guard_seconds)
-        return min(took, max(took - fastest, self._guard_seconds / 2))
+        return min(took, max(took - fastest, LEAST * self._guard_seconds))
 
 
 class RateLimiter:
