@@ -1,19 +1,14 @@
-"""What the commands of this folder have in common: logs on stderr, and an orderly end."""
+"""What the commands of this folder have in common: logs on stderr, and settings."""
 
-import asyncio
 import logging
-import signal
 import sys
-from collections.abc import Callable
-from typing import Final, TextIO, cast
+from typing import TextIO, cast
 
 import structlog
 from pydantic import ValidationError
 
 from fetch_settings import ConfigurationError
 from settings import Settings
-
-EXIT_CODES: Final = {signal.SIGINT: 130, signal.SIGTERM: 143}  # as a shell reports them
 
 
 def configure_logs(level: str) -> None:
@@ -55,13 +50,5 @@ def service_settings() -> Settings:
     except ValidationError as error:
         wrong = [f"{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors()]
         raise ConfigurationError("\n".join(wrong)) from None
-
-
-def on_stop_signals(stop: Callable[[signal.Signals], None]) -> None:
-    """Call `stop` in the running loop at Ctrl-C and SIGTERM."""
-    loop = asyncio.get_running_loop()
-    for number in EXIT_CODES:
-        try:
-            loop.add_signal_handler(number, stop, number)
-        except NotImplementedError:  # Windows
-            signal.signal(number, lambda n, _: loop.call_soon_threadsafe(stop, signal.Signals(n)))
+    except UnicodeDecodeError:
+        raise ConfigurationError(".env: it cannot be read as UTF-8.") from None

@@ -71,10 +71,17 @@ async def scenario(
     return Outcome(metrics, processed, took, backlog, samples, len(downstream.accepted))
 
 
+def positive_seconds(text: str) -> float:
+    """More than none, and up to an hour."""
+    if 0 < (seconds := float(text)) <= 3600:
+        return seconds
+    raise ValueError
+
+
 def main() -> int:
     """Run it, print the figures and the verdict; 0 when every target is met, else 1."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--seconds", type=positive_seconds, default=SECONDS, metavar="N")
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
     configure_logs("ERROR")

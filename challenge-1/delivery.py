@@ -9,9 +9,15 @@
 delivers the messages of a queue topic as a named consumer, with the service running or stopped.
 """
 
+from stopping import on_stop_signals, remember_stop_signals
+
+if __name__ == "__main__":  # the imports below take half a second
+    remember_stop_signals()
+
 import argparse
 import asyncio
 import inspect
+import re
 import sqlite3
 import sys
 import time
@@ -27,19 +33,12 @@ from urllib.parse import urlsplit
 import structlog
 from pydantic import ValidationError
 
-from commands import configure_logs, on_stop_signals, service_settings
+from commands import configure_logs, service_settings
 from forwarding import DeadLetterFile, HttpDownstream, TopicForwarder, identity_of
 from holder import Held, Holder
+from limiter import Clock, Slot, limiter_of
 from records import ProcessedRecord
-from resilience import (
-    Breaker,
-    CallError,
-    Clock,
-    Guard,
-    LearningLimiter,
-    RateLimiter,
-    Slot,
-)
+from resilience import Breaker, CallError, Guard
 from spool import QueueError, make_directory
 from storage import StoreError, StoreRefused
 from streaming_test_framework import PipelineMetrics, StreamData
@@ -51,6 +50,8 @@ ATTEMPTS: Final = 7  # of a record: at 15 % failures one in 600,000 is given up
 BREAKER_FAILURES: Final = 10  # in a row: not bad luck any more
 GUARD_SECONDS: Final = 0.02
 KEPT_DEAD_LETTERS: Final = 10_000
+HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+HEADER_VALUE: Final = re.compile(r"[\x20-\x7e\t]*")
 PROGRESS_SECONDS: Final = 2.0
 
 
@@ -76,11 +77,7 @@ def delivery_guard(
     call_seconds: float = 10.0,
 ) -> Guard:  # fmt: skip
     """A guard for deliveries; without a rate it is found from the 429s."""
-    limiter = (
-        LearningLimiter(guard_seconds=GUARD_SECONDS, clock=clock)
-        if rate_limit is None
-        else RateLimiter(rate_limit, guard_seconds=GUARD_SECONDS, clock=clock)
-    )
+    limiter = limiter_of(rate_limit, guard_seconds=GUARD_SECONDS, clock=clock)
     breaker = Breaker(BREAKER_FAILURES, 1.0, clock=clock)
     return Guard(limiter, breaker, attempts=attempts, call_seconds=call_seconds)
 
@@ -308,8 +305,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _checked(options: argparse.Namespace) -> dict[str, str]:
     """The headers to send; raises ValueError for options that make no sense."""
-    parts = urlsplit(options.to)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _is_http(options.to):
         raise ValueError("--to needs an absolute http or https URL.")
     if options.rate_limit is not None and not 0 < options.rate_limit <= 10_000:
         raise ValueError("--rate-limit is a number of calls per second, up to 10,000.")
@@ -317,10 +313,20 @@ def _checked(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        raise ValueError("--header needs the form 'Name: value'.")
-    return name.strip(), value.strip()
+    name, colon, value = (part.strip(" \t") for part in text.partition(":"))
+    if not colon or not HEADER_NAME.fullmatch(name) or not HEADER_VALUE.fullmatch(value):
+        raise ValueError("--header needs the form 'Name: value', in ASCII.")
+    if name.lower() in ("content-type", "content-length", "host", "idempotency-key"):
+        raise ValueError(f"--header cannot set {name}: every message has its own.")
+    return name, value
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        return False
 
 
 async def _forward(options: argparse.Namespace, headers: Mapping[str, str]) -> None:

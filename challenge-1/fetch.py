@@ -11,10 +11,16 @@ Exit status: 0 the run went to its end (`partial` in the summary says whether so
 Ctrl-C or SIGTERM.
 """
 
+from stopping import EXIT_CODES, on_stop_signals, remember_stop_signals
+
+if __name__ == "__main__":  # the imports below take half a second
+    remember_stop_signals()
+
 import argparse
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -28,11 +34,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from commands import EXIT_CODES, configure_logs, on_stop_signals, service_settings
+from commands import configure_logs, service_settings
 from doors import PipelineDoor
 from fetch_settings import ConfigurationError, Loaded, Source, add_flags, load, origin
-from fetching import FetchRun, NothingToResume
+from fetching import FetchRun
 from holder import Held, Holder
+from journal import NothingToResume
 from utils import Pipeline, PipelineUnknown, QueueError, StoreError
 
 PLAIN_SECONDS: Final = 2.0  # between lines of progress when piped
@@ -67,8 +74,14 @@ def main(arguments: list[str] | None = None) -> int:
     except (Held, StoreError, QueueError) as error:
         print(f"{error} To send into a pipeline that is being served, POST /fetch/runs there.",
               file=sys.stderr)  # fmt: skip
+    except BrokenPipeError:  # who reads it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
-        print(f"{error.filename or 'A file'} cannot be used: {error.strerror}.", file=sys.stderr)
+        print(
+            f"{error.filename2 or error.filename or 'A file'} cannot be used: {error.strerror}.",
+            file=sys.stderr,
+        )
     return 2
 
 
@@ -106,7 +119,8 @@ async def _fetch(loaded: Loaded, options: argparse.Namespace) -> int:
 
         on_stop_signals(stop)
         if options.mock:
-            url = stack.enter_context(mock_servers())
+            nobody = "http://127.0.0.1"  # is asked when the run is over already
+            url = nobody if stopped_by else stack.enter_context(mock_servers())
             settings = settings.model_copy(update={"sources": mock_sources(url)})
         door = None
         if settings.pipeline is not None:
@@ -118,6 +132,8 @@ async def _fetch(loaded: Loaded, options: argparse.Namespace) -> int:
             summary = await run.run()
         if not options.quiet:
             _print_result(summary, settings.output_dir / "summary.json")
+            if stopped_by and summary["partial"]:
+                print(f"Ended by {stopped_by[0].name}; --resume goes on.")
     if stopped_by:
         return EXIT_CODES[stopped_by[0]]
     if summary["partial"] and not summary["products"]:

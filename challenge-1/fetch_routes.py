@@ -16,9 +16,10 @@ from starlette.concurrency import run_in_threadpool
 import web
 from doors import PipelineDoor
 from fetch_settings import ConfigurationError, FetchSettings, load
-from fetching import FetchRun, NothingToResume
+from fetching import FetchRun
 from holder import Held, Holder
-from resilience import RateLimiter
+from journal import NothingToResume
+from limiter import RateLimiter
 
 log = structlog.stdlib.get_logger("fetch")
 router = APIRouter(prefix="/fetch", tags=["fetch"])
@@ -41,7 +42,7 @@ class RunRequest(BaseModel):
     timeout: Annotated[float, Field(strict=True, gt=0, le=3600, allow_inf_nan=False)] | None = (
         Field(default=None, description="Seconds for the whole run.")
     )
-    resume: bool = Field(default=False, description="Go on with a run that was cut.")
+    resume: bool = Field(default=False, strict=True, description="Go on with a run that was cut.")
 
 
 class SourceProgress(BaseModel):
@@ -92,6 +93,15 @@ class Runs:
         if run_id == "latest":
             return next(reversed(self._ended.values()), None)
         return self._ended.get(run_id)
+
+    def refuse_a_second(self) -> None:
+        """Raise a Problem while a run goes on."""
+        if self.active is not None:
+            raise web.Problem(
+                409,
+                f"Run {self.active.id} goes on; ask for it at /fetch/runs/{self.active.id}.",
+                run_id=self.active.id,
+            )
 
     def start(self, run: FetchRun, lock: Holder, stopping: asyncio.Event) -> None:
         """Begin it; raise NothingToResume. It ends by itself, or with the server."""
@@ -149,13 +159,9 @@ async def start(
 ) -> RunAnswer:
     """Fetch from the configured sources in the background; 409 while another run goes on."""
     runs = runs_of(request)
-    if runs.active is not None:
-        raise web.Problem(
-            409,
-            f"Run {runs.active.id} goes on; ask for it at /fetch/runs/{runs.active.id}.",
-            run_id=runs.active.id,
-        )
+    runs.refuse_a_second()
     settings = await run_in_threadpool(_settings, wanted)
+    runs.refuse_a_second()  # one may have begun meanwhile
     try:
         door = None
         if settings.pipeline is not None:

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
@@ -209,20 +209,62 @@ def load(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> 
     `flags` holds what was given on the command line, as text. Without `config`, `config.yaml` in
     the current directory is read, or else the shipped one.
     """
-    flags = {key: value for key, value in (flags or {}).items() if value is not None}
     path = config or next(
         (each for each in (Path("config.yaml"), SHIPPED_CONFIG) if each.exists()), None
     )
     from_file, faults = _read(path)
-    origins = _origins(flags, from_file, path)
-    settings = None
     try:
-        settings = FetchSettings(**{**flags, "config_file_": from_file})
-    except ValidationError as error:
-        faults += [_fault(each, origins) for each in error.errors(include_url=False)]
-    if faults or settings is None:
-        raise ConfigurationError("\n".join(faults))
-    return Loaded(settings, origins, _unknown_variables())
+        dotenv = dotenv_values(".env")
+    except (OSError, UnicodeDecodeError):
+        faults.append(".env: it cannot be read as UTF-8.")
+        raise ConfigurationError("\n".join(faults)) from None
+    layers = [
+        Layer({key: value for key, value in (flags or {}).items() if value is not None},
+              lambda key: f"flag {FLAGS[key][0]}"),
+        Layer(_variables(os.environ), lambda key: f"environment {PREFIX}{key.upper()}"),
+        Layer(_variables(dotenv), lambda key: f".env {PREFIX}{key.upper()}"),
+        Layer(from_file, lambda _: path.name if path else ""),
+    ]  # fmt: skip
+    shadowed = [fault for layer in layers for fault in layer.faults()]
+    warnings = _unknown_variables({*os.environ, *dotenv})
+    try:
+        settings = FetchSettings(**{**layers[0].values, "config_file_": from_file})
+    except ValidationError:
+        faults += shadowed
+    else:
+        warnings += [f"{fault} It is overridden." for fault in shadowed]
+    if faults:
+        raise ConfigurationError("\n".join(faults + warnings))
+    origins = {
+        key: next((each.origin(key) for each in layers if key in each.values), "default")
+        for key in KEYS
+    }
+    return Loaded(settings, origins, warnings)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The values of one place, and what that place is called for a key."""
+
+    values: Mapping[str, Any]
+    origin: Callable[[str], str]
+
+    def faults(self) -> list[str]:
+        """What is wrong in it, whether something goes before it or not."""
+        try:
+            FetchSettings(**{**self.values, "config_file_": {}})
+        except ValidationError as error:
+            return [
+                _fault(each, self.origin(str(each["loc"][0])))
+                for each in error.errors(include_url=False)
+                if each["loc"][0] in self.values
+            ]
+        return []
+
+
+def _variables(environment: Mapping[str, str | None]) -> dict[str, str]:
+    given = {name.upper(): value for name, value in environment.items() if value}
+    return {key: given[name] for key in KEYS if (name := PREFIX + key.upper()) in given}
 
 
 def _read(path: Path | None) -> tuple[dict[str, Any], list[str]]:
@@ -249,50 +291,31 @@ def _read(path: Path | None) -> tuple[dict[str, Any], list[str]]:
     return {key: value for key, value in found.items() if key in KEYS}, faults
 
 
-def _origins(
-    flags: Mapping[str, Any], from_file: Mapping[str, Any], path: Path | None
-) -> dict[str, str]:
-    environment = {name.upper() for name, value in os.environ.items() if value}
-    in_dotenv = {name.upper() for name, value in dotenv_values(".env").items() if value}
-    found = {}
-    for key in KEYS:
-        variable = PREFIX + key.upper()
-        if key in flags:
-            found[key] = f"flag {FLAGS[key][0]}"
-        elif variable in environment:
-            found[key] = f"environment {variable}"
-        elif variable in in_dotenv:
-            found[key] = f".env {variable}"
-        elif key in from_file and path is not None:
-            found[key] = path.name
-        else:
-            found[key] = "default"
-    return found
-
-
-def _fault(error: Any, origins: Mapping[str, str]) -> str:
+def _fault(error: Any, origin: str) -> str:
     where = [str(part) for part in error["loc"]]
     message = error["msg"].removeprefix("Value error, ")
     given = error["input"]
     # A source may hold secrets in its headers; what was given there is not repeated.
     shown = isinstance(given, str | int | float) and where[0] != "sources"
     text = f" (given: {given!r})" if shown else ""
-    return f"{'.'.join(where)}: {message}{text} ({origins.get(where[0], 'config.yaml')})"
+    return f"{'.'.join(where)}: {message}{text} ({origin})"
 
 
-def _unknown_variables() -> list[str]:
-    known = [PREFIX + key.upper() for key in KEYS]
-    names = {*os.environ, *dotenv_values(".env")}
+def _unknown_variables(names: Iterable[str]) -> list[str]:
     return [
-        f"{name} is no setting.{_did_you_mean(name.upper(), known)}"
+        f"{name} is no setting.{_did_you_mean(key, KEYS, PREFIX)}"
         for name in sorted(names)
-        if name.upper().startswith(PREFIX) and name.upper() not in known
+        if name.upper().startswith(PREFIX)
+        and (key := name.upper().removeprefix(PREFIX).lower()) not in KEYS
     ]
 
 
-def _did_you_mean(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {close[0]}?" if close else f" There are {', '.join(known)}."
+def _did_you_mean(key: str, known: Sequence[str], prefix: str = "") -> str:
+    begun = [each for each in known if key and each.startswith(key)]
+    close = begun or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean {prefix}{close[0].upper() if prefix else close[0]}?"
+    return f" There are {', '.join(known)}."
 
 
 def _shown(value: Any) -> str:

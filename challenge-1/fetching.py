@@ -9,18 +9,14 @@ reads the journal and goes on with what is not. The summary is written whatever 
 """
 
 import asyncio
-import contextlib
 import datetime as dt
 import hashlib
 import json
-import os
+import math
 import time
 import uuid
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -29,19 +25,18 @@ import psutil
 import structlog
 
 from fetch_settings import FetchSettings, Source
-from records import Product
-from resilience import Breaker, CallError, Clock, Guard, RateLimiter, Slot, State, StillDown
+from fetch_state import SourceState
+from journal import Journal, NothingToResume, write_atomically
+from limiter import Clock, RateLimiter, Slot
+from records import Product, product_event
+from resilience import Breaker, CallError, Guard, State, StillDown
 from sources import Page, SourceClient, item_url, read_ids, read_page
 
 T = TypeVar("T")
 
 SCHEMA_VERSION: Final = 1
-REPORTED_ERRORS: Final = 1000  # in the summary; the counts are of all
 INDEX: Final = "index"
-
-
-class NothingToResume(Exception):
-    """There is no cut run, or it was one over other sources."""
+MOST_WORKERS: Final = 200  # of one source
 
 
 class Door(Protocol):
@@ -74,162 +69,6 @@ class WorkerPool:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-# --- what is kept of a run --------------------------------------------------------------------
-
-
-class Journal:
-    """The items of a run, one line each, so that a cut run can go on; a torn last line is ignored.
-
-    A line survives the process; with `sync` it also survives the machine.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: Any = None
-
-    def begin(self, head: Mapping[str, Any]) -> None:
-        """Start a new journal in place of an old one."""
-        write_atomically(self.path, json.dumps(head).encode() + b"\n")
-        self._file = self.path.open("ab", buffering=0)
-
-    def resume(self) -> list[dict[str, Any]]:
-        """The lines of the cut run, the head first; what is added goes behind them."""
-        try:
-            whole, _, _ = self.path.read_bytes().rpartition(b"\n")
-        except FileNotFoundError:
-            raise NothingToResume(
-                f"There is no cut run in {self.path.parent}; start one without --resume."
-            ) from None
-        try:
-            lines: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
-        except ValueError:
-            lines = []
-        if not lines:
-            raise NothingToResume(
-                f"{self.path} is damaged; start a new run without --resume."
-            ) from None
-        write_atomically(self.path, whole + b"\n")
-        self._file = self.path.open("ab", buffering=0)
-        return lines
-
-    def add(self, line: Mapping[str, Any], *, sync: bool = False) -> None:
-        """Append a line."""
-        self._file.write(json.dumps(line).encode() + b"\n")
-        if sync:
-            os.fsync(self._file.fileno())
-
-    def close(self, *, keep: bool) -> None:
-        """Close it, and remove it when the run is complete."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            if not keep:
-                self.path.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file so that a reader, or a crash, sees the old or the new one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    with contextlib.suppress(OSError, AttributeError):  # Windows opens no directories
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-@dataclass
-class SourceState:
-    """One source in this run: what is done, what failed, what it cost."""
-
-    source: Source
-    guard: Guard
-    products: dict[str, Product] = field(default_factory=dict)
-    done: set[str] = field(default_factory=set)
-    failed: dict[str, str] = field(default_factory=dict)  # item -> kind
-    expected: int | None = None
-    faults: Counter[str] = field(default_factory=Counter)
-    errors: list[dict[str, Any]] = field(default_factory=list)
-    duplicates: int = 0
-    next_cursor: str | None = None
-    pages: int | None = None
-    ids: list[str] | None = None
-    is_finished: bool = False
-    first_request: float | None = None
-    last_request: float | None = None
-
-    @property
-    def not_tried(self) -> int:
-        """Items that are known of, and were neither fetched nor found wanting."""
-        if self.is_finished:
-            return 0
-        if self.expected is None:
-            return 0 if self.failed else 1
-        return max(0, self.expected - len(self.done) - len(self.failed))
-
-    @property
-    def is_complete(self) -> bool:
-        """Nothing of it is missing."""
-        return self.is_finished and not self.failed and not self.faults
-
-    def progress(self) -> dict[str, Any]:
-        """What a table of the run shows of it."""
-        tally, breaker = self.guard.tally, self.guard.breaker
-        return {
-            "source": self.source.name,
-            "items": len(self.products),
-            "requests_done": len(self.done),
-            "requests_expected": self.expected,
-            "failed": len(self.failed),
-            "errors": dict(tally.failures + self.faults),
-            "retries": tally.retries,
-            "paused": tally.limited,
-            "breaker": str(breaker.state),
-            "breaker_openings": breaker.openings,
-            "rate": self.rate(),
-            "finished": self.is_finished,
-        }
-
-    def rate(self) -> float | None:
-        """Requests per second, from the first to the last."""
-        if self.first_request is None or self.last_request is None:
-            return None
-        span = self.last_request - self.first_request
-        return round((self.guard.tally.attempts - 1) / span, 2) if span > 0 else None
-
-    def report(self) -> dict[str, Any]:
-        """What the summary says of it."""
-        by_currency: dict[str, list[float]] = {}
-        for product in self.products.values():
-            if product.price is not None:
-                by_currency.setdefault(product.currency or "", []).append(float(product.price))
-        averages = {each: round(sum(p) / len(p), 2) for each, p in sorted(by_currency.items())}
-        return {
-            "items": len(self.products),
-            "complete": self.is_complete,
-            "errors": dict(self.guard.tally.failures + self.faults),
-            "failed_requests": len(self.failed),
-            "not_tried": self.not_tried,
-            "average_price": next(iter(averages.values())) if len(averages) == 1 else None,
-            "average_price_by_currency": averages,
-            "retries": self.guard.tally.retries,
-            "paused": self.guard.tally.limited,
-            "breaker_openings": self.guard.breaker.openings,
-            "rate": self.rate(),
-            "requests": self.guard.tally.attempts,
-            "duplicates": self.duplicates,
-        }
-
-
-# --- the run ----------------------------------------------------------------------------------
-
-
 class FetchRun:
     """Fetches every source of the settings; `await run()` gives the summary that was written.
 
@@ -259,7 +98,7 @@ class FetchRun:
         self._clock = clock
         self._cut = asyncio.Event()
         self._cut_by = "stopped"
-        self._unsent: list[tuple[str, list[dict[str, Any]]]] = []
+        self._unsent: list[tuple[str, list[Product]]] = []
         self.started_at = dt.datetime.now(dt.UTC)
         self._started = clock()
         self._ended_at: float | None = None
@@ -300,7 +139,7 @@ class FetchRun:
         client = SourceClient(
             max_body_bytes=settings.max_body_bytes,
             request_seconds=settings.request_timeout,
-            connections=sum(state.guard.limiter.burst for state in self.states.values()) + 10,
+            connections=sum(map(self._workers, self.states.values())),
             transport=self._transport,
         )
         ended = "failed"
@@ -332,8 +171,8 @@ class FetchRun:
             await asyncio.wait({task})
 
     async def _fetch_all(self, client: SourceClient, pool: WorkerPool) -> None:
-        for key, events in self._unsent:
-            await self._send(key, events)
+        for key, products in self._unsent:
+            await self._send(key, products)
         async with asyncio.TaskGroup() as group:
             for state in self.states.values():
                 group.create_task(self._fetch_source(state, client, pool))
@@ -352,7 +191,7 @@ class FetchRun:
             state.expected = len(state.done) + len(state.failed)
         except StillDown as error:
             state.faults[error.kind] += 1
-            self._list(state, "*", error.kind, str(error))
+            state.list_error("*", error.kind, str(error))
             log.warning("source_given_up", not_tried=state.not_tried, reason=str(error))
         except CallError as error:
             log.warning("source_ended", kind=error.kind, reason=str(error))
@@ -362,7 +201,7 @@ class FetchRun:
         except Exception as error:
             # The boundary between sources: a fault of ours in one of them must not cost the others.
             state.faults["internal"] += 1
-            self._list(state, "*", "internal", f"{type(error).__name__}.")
+            state.list_error("*", "internal", f"{type(error).__name__}.")
             log.exception("source_failed", error=type(error).__name__)
         else:
             log.info("source_done", items=len(state.products), failed=len(state.failed))
@@ -410,10 +249,15 @@ class FetchRun:
                     continue  # it is noted; the next item may be better
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(2 * state.guard.limiter.burst):
+            for _ in range(self._workers(state)):
                 group.create_task(worker())
         if ended:
             raise ended[0]
+
+    def _workers(self, state: SourceState) -> int:
+        """So many that the rate is used even where every answer takes as long as it may."""
+        each = math.ceil(1 + self.settings.request_timeout)
+        return min(state.guard.limiter.burst * each, MOST_WORKERS)
 
     async def _items(
         self, state: SourceState, client: SourceClient, pool: WorkerPool
@@ -492,9 +336,9 @@ class FetchRun:
             "pages": page.pages,
         }
         self._journal.add(line, sync=self._door is not None)
-        fresh = self._keep(state, line, page.products)
+        fresh = state.keep(line, page.products, self.settings.max_products)
         try:
-            await self._send(f"{source.name} {item}", self._events(fresh))
+            await self._send(f"{source.name} {item}", fresh)
         except CallError as error:
             raise self._note(state, item, error) from None
         return page
@@ -507,79 +351,26 @@ class FetchRun:
         url: str,
         params: dict[str, str],
     ) -> bytes:
-        state.last_request = slot.granted
-        if state.first_request is None:
-            state.first_request = slot.granted
+        state.sending(slot.granted)
         return await client.get(url, params, state.source.headers, slot, state.guard.limiter)
 
     # --- keeping ---
 
-    def _keep(
-        self, state: SourceState, line: Mapping[str, Any], products: Iterable[Product]
-    ) -> list[Product]:
-        """Take an item into the result; the products that were not there before."""
-        new = {each.id: each for each in products if each.id not in state.products}
-        state.duplicates += len(line["products"]) - len(new)
-        room = self.settings.max_products - len(state.products)
-        if len(new) > room:
-            state.faults["too_many"] += 1
-            self._list(state, line["item"], "too_many", f"Over {self.settings.max_products:,}.")
-        fresh = list(new.values())[:room]
-        state.products.update((product.id, product) for product in fresh)
-        state.done.add(line["item"])
-        state.failed.pop(line["item"], None)
-        state.next_cursor = line["next"]
-        if line["pages"] is not None:
-            state.pages = state.expected = line["pages"]
-        for kind, message in line["faults"]:
-            state.faults[kind] += 1
-            self._list(state, line["item"], kind, message)
-        return fresh
-
     def _note(self, state: SourceState, item: str, error: CallError) -> CallError:
-        """Remember that an item is missing, and why."""
-        state.failed[item] = error.kind
-        if error.kind not in state.guard.tally.failures:
-            state.faults[error.kind] += 1
-        self._list(state, item, error.kind, str(error))
+        """Remember and tell that an item is missing."""
+        state.note(item, error)
         self._log.warning(
             "item_failed", source=state.source.name, item=item, kind=error.kind, reason=str(error)
         )
         return error
 
-    def _list(self, state: SourceState, item: str, kind: str, message: str) -> None:
-        if len(state.errors) < REPORTED_ERRORS:
-            state.errors.append(
-                {"source": state.source.name, "item": item, "kind": kind, "message": message}
-            )
-
-    async def _send(self, key: str, events: list[dict[str, Any]]) -> None:
+    async def _send(self, key: str, products: list[Product]) -> None:
         if self._door is None:
             return
-        if events:
+        if products:
+            events = [product_event(product, self.id) for product in products]
             await self._door.send(f"{self.id} {key}", events)
         self._journal.add({"sent": key})
-
-    def _events(self, products: Iterable[Product]) -> list[dict[str, Any]]:
-        """Products as events: the built-in pipelines and those that select paths can read them."""
-        events = []
-        for product in products:
-            data = json.loads(product.model_dump_json(exclude={"source", "fetched_at"}))
-            stamp = product.fetched_at.isoformat().replace("+00:00", "Z")
-            data |= {
-                "category": product.category or "none",
-                "value": None if product.price is None else float(product.price),
-                "quantity": 1,
-                "ts": stamp,
-            }
-            events.append({
-                "event_id": f"{self.id}:{product.source}:{product.id}",
-                "source": product.source,
-                "event_type": "product",
-                "timestamp": stamp,
-                "data": data,
-            })  # fmt: skip
-        return events
 
     # --- beginning and ending ---
 
@@ -607,7 +398,7 @@ class FetchRun:
         guard = Guard(
             limiter,
             breaker,
-            call_seconds=settings.request_timeout,
+            call_seconds=None,  # the client has a deadline for each answer
             longest_pause_seconds=settings.retry_after_max,
             log=log,
         )
@@ -628,7 +419,7 @@ class FetchRun:
             )
         self.id = head["run"]
         self._log = self._log.bind(run_id=self.id)
-        unsent: dict[str, list[dict[str, Any]]] = {}
+        unsent: dict[str, list[Product]] = {}
         for line in lines:
             if "sent" in line:
                 unsent.pop(line["sent"], None)
@@ -637,8 +428,8 @@ class FetchRun:
                 state.expected = len(line["ids"])
             else:
                 products = [Product(**each) for each in line["products"]]
-                fresh = self._keep(state, line, products)
-                unsent[f"{line['source']} {line['item']}"] = self._events(fresh)
+                fresh = state.keep(line, products, self.settings.max_products)
+                unsent[f"{line['source']} {line['item']}"] = fresh
         if self._door is not None:
             self._unsent = list(unsent.items())
 

@@ -26,18 +26,15 @@ from typing import Final, Protocol
 import httpx2
 import structlog
 
+from limiter import Clock, Slot, limiter_of
 from records import ProcessedRecord
 from resilience import (
     Breaker,
     CallError,
-    Clock,
     Failed,
     Guard,
-    LearningLimiter,
     Limited,
-    RateLimiter,
     Refused,
-    Slot,
 )
 from sources import no_cookies, retry_after_seconds
 from storage import StoreRefused
@@ -203,17 +200,12 @@ class TopicForwarder:
         clock: Clock = time.monotonic,
     ) -> None:
         """`prefix` makes the keys of this topic different from those of all others."""
-        limiter = (
-            LearningLimiter(guard_seconds=GUARD_SECONDS, clock=clock)
-            if rate_limit is None
-            else RateLimiter(rate_limit, guard_seconds=GUARD_SECONDS, clock=clock)
-        )
         breaker = Breaker(
             BREAKER_FAILURES, RECOVERY_SECONDS, clock=clock,
             on_change=lambda state: log.info("breaker", state=str(state)),
         )  # fmt: skip
         self.guard = Guard(
-            limiter,
+            limiter_of(rate_limit, guard_seconds=GUARD_SECONDS, clock=clock),
             breaker,
             attempts=attempts,
             call_seconds=call_seconds,

@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Self
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     ConfigDict,
@@ -18,7 +19,22 @@ from pydantic import (
 
 LONGEST_PROCESSING_MS = 3_600_000.0
 
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
+
+def _is_seen(text: str) -> bool:
+    return any(each.isprintable() and not each.isspace() for each in text)
+
+
+def _seen(text: str) -> str:
+    if not _is_seen(text):  # such as a space of no width
+        raise ValueError("must not be blank")
+    return text
+
+
+Text = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=1000),
+    AfterValidator(_seen),
+]
 Price = Annotated[
     Decimal,
     Field(ge=0, le=1_000_000_000_000, allow_inf_nan=False),
@@ -41,6 +57,25 @@ class Product(BaseModel):
     fetched_at: AwareDatetime
 
 
+def product_event(product: Product, run_id: str) -> dict[str, Any]:
+    """A product as an event: the built-in pipelines and those that select paths can read it."""
+    data = json.loads(product.model_dump_json(exclude={"source", "fetched_at"}))
+    stamp = product.fetched_at.isoformat().replace("+00:00", "Z")
+    data |= {
+        "category": product.category or "none",
+        "value": None if product.price is None else float(product.price),
+        "quantity": 1,
+        "ts": stamp,
+    }
+    return {
+        "event_id": f"{run_id}:{product.source}:{product.id}",
+        "source": product.source,
+        "event_type": "product",
+        "timestamp": stamp,
+        "data": data,
+    }
+
+
 class ProcessedRecord(BaseModel):
     """A record that may be delivered; `record_id` is what it is accepted once by downstream."""
 
@@ -59,12 +94,13 @@ class ProcessedRecord(BaseModel):
     @field_validator("transformed_data")
     @classmethod
     def _says_something(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if not any(key.strip() and not _is_blank(part) for key, part in value.items()):
-            raise ValueError("transformed data must not be empty or blank")
         try:
-            json.dumps(value, allow_nan=False)
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+            is_blank = _is_blank(value)
         except (TypeError, ValueError, RecursionError):
             raise ValueError("transformed data must be JSON with finite numbers") from None
+        if is_blank:
+            raise ValueError("transformed data must not be empty or blank")
         return value
 
     @model_validator(mode="after")
@@ -78,7 +114,12 @@ class ProcessedRecord(BaseModel):
 
 
 def _is_blank(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip()) or value in ({}, [])
+    """Nothing in it can be seen, however deep it is nested."""
+    if isinstance(value, dict):
+        return all(_is_blank(key) or _is_blank(part) for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_blank, value))
+    return value is None or (isinstance(value, str) and not _is_seen(value))
 
 
 def _text(moment: datetime) -> str:

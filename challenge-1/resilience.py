@@ -2,14 +2,14 @@
 
     breaker: may I? -> limiter: when? -> the call, with a deadline -> again after 0.5, 1 and 2 s
 
-`Guard.call` is that line; `Breaker` and `RateLimiter` are state machines with an injected clock.
+`Guard.call` is that line; `Breaker` and `RateLimiter` (limiter.py) are state machines with an
+injected clock.
 A 429 pauses the limiter and costs neither an attempt nor the breaker's patience.
 """
 
 import asyncio
-import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,23 +19,17 @@ from typing import Any, Final, TypeVar
 import stamina
 import structlog
 
+from limiter import NEVER, Clock, RateLimiter, Slot
+
 stamina.instrumentation.set_on_retry_hooks(())  # every retry is counted and logged by its Guard
 
 T = TypeVar("T")
-Clock = Callable[[], float]
 
 RETRY_SECONDS: Final = (
     0.5,
     1.0,
     2.0,
 )  # before the 2nd, 3rd and 4th attempt; later ones like the last
-NEVER: Final = -math.inf
-SMOOTHNESS: Final = 0.9  # of an even spacing: what a late timer lost can be caught up
-HAIR_SECONDS: Final = 0.002  # a closed window needs more than its length
-LEARNING_START: Final = 8.0  # calls per second, doubled until the service says no
-DOUBLING_SECONDS: Final = 0.5
-PROBE_SECONDS: Final = 5.0  # without a 429, before a higher rate is tried
-PROBE_FACTOR: Final = 1.05
 
 
 class CallError(Exception):
@@ -185,188 +179,6 @@ class Breaker:
         changed.set()
 
 
-class Slot:
-    """The right to send one request, and until when the service may not yet have seen it.
-
-    Call `sent` when its bytes are written, `answered` when the answer begins, and `close` in any
-    case.
-    """
-
-    __slots__ = ("_limiter", "closed", "granted", "seen_by", "used")
-
-    def __init__(self, limiter: "RateLimiter", granted: float) -> None:
-        self._limiter = limiter
-        self.granted = granted
-        self.seen_by = math.inf
-        self.closed = False
-        self.used = True
-
-    def sent(self) -> None:
-        """From now on the service sees it within the guard."""
-        self.seen_by = min(self.seen_by, self._limiter.clock() + self._limiter.guard_seconds)
-        self._limiter.notify()
-
-    def answered(self) -> None:
-        """It has been seen."""
-        now = self._limiter.clock()
-        # An answer that is overdue by far comes from a service that stood still: it may have seen
-        # the request only now.
-        overdue = now - self.seen_by > self._limiter.window_seconds
-        self.seen_by = now if overdue else min(self.seen_by, now)
-        self._limiter.notify()
-
-    def close(self, *, unused: bool = False) -> None:
-        """The call is over; `unused` when nothing was sent. Idempotent."""
-        if not self.closed:
-            self.closed = True
-            self.used = not unused
-            self.seen_by = min(self.seen_by, self._limiter.clock())
-            self._limiter.closed(self)
-
-
-class RateLimiter:
-    """At most `rate` requests in every closed window of one second, as the service sees them.
-
-    A request is seen after it was sent, and at the latest when it is answered: what counts is that
-    later moment, or `guard_seconds` after sending where the answer takes longer. So a late timer, a
-    slow connection or a busy core on either side cannot squeeze a sixth request into a window; the
-    guard costs rate only where answers are slow. No more than `rate` requests wait for an answer.
-    For a rate that is no whole number the window is longer than a second, or shorter, so that its
-    number is whole. First come, first served.
-    """
-
-    def __init__(
-        self,
-        rate: float,
-        *,
-        guard_seconds: float = 0.07,
-        idle_since: float = NEVER,
-        clock: Clock = time.monotonic,
-    ) -> None:
-        """`idle_since`: when the last request of others (a process before this one) may have been
-        sent.
-        """
-        self.clock = clock
-        self.guard_seconds = guard_seconds
-        self.in_flight = 0
-        self.granted = 0
-        self._last = NEVER
-        self._paused_until = idle_since + 1 + HAIR_SECONDS
-        self._slots: deque[Slot] = deque()
-        self._turn = asyncio.Lock()
-        self._changed = asyncio.Event()
-        self.set_rate(rate)
-
-    def set_rate(self, rate: float) -> None:
-        """From now on this rate."""
-        self.rate = rate
-        self.burst = max(1, math.floor(rate))
-        self.window_seconds = self.burst / rate
-        self.notify()
-
-    async def acquire(self) -> Slot:
-        """Wait for a slot; close it in any case."""
-        async with self._turn:
-            while (wait := self._wait()) > 0:
-                changed = self._changed
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(None if wait == math.inf else wait):
-                        await changed.wait()
-            slot = Slot(self, self.clock())
-            self._last = slot.granted
-            self._slots.append(slot)
-            self.in_flight += 1
-            self.granted += 1
-            return slot
-
-    def pause(self, seconds: float) -> None:
-        """Grant nothing for so long."""
-        self._paused_until = max(self._paused_until, self.clock() + seconds)
-        self.notify()
-
-    def succeeded(self, slot: Slot) -> None:
-        """The service admitted the request, whatever it answered."""
-
-    def refused(self, slot: Slot, seconds: float) -> None:
-        """The service answered 429 and asks for a pause."""
-        del slot
-        self.pause(seconds)
-
-    def notify(self) -> None:
-        """Something changed: the one who waits looks again."""
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-    def closed(self, slot: Slot) -> None:
-        """A slot is over (called by it)."""
-        self.in_flight -= 1
-        if not slot.used:
-            self._slots.remove(slot)
-        self.notify()
-
-    def _wait(self) -> float:
-        """Seconds until the next grant, as far as is known."""
-        while len(self._slots) > self.burst:
-            self._slots.popleft()
-        if self.in_flight >= self.burst:
-            return math.inf
-        free = max(self._paused_until, self._last + SMOOTHNESS / self.rate)
-        if len(self._slots) == self.burst:
-            free = max(free, self._slots[0].seen_by + self.window_seconds + HAIR_SECONDS)
-        return free - self.clock()
-
-
-class LearningLimiter(RateLimiter):
-    """Finds the rate of a service that does not tell it, from its 429s.
-
-    The rate doubles until the first 429; what was admitted in the second before is the limit.
-    Later a little more is tried, less often each time that was refused.
-    """
-
-    def __init__(self, *, guard_seconds: float = 0.02, clock: Clock = time.monotonic) -> None:
-        self._admitted: deque[float] = deque()  # when, within the last second
-        self._settled = False
-        self._decided = clock()
-        self._refused_at = NEVER
-        self._ceiling = math.inf
-        self._probe_seconds = PROBE_SECONDS
-        super().__init__(LEARNING_START, guard_seconds=guard_seconds, clock=clock)
-
-    def succeeded(self, slot: Slot) -> None:
-        """Remember it, and try a little more when it is time."""
-        now = self.clock()
-        self._admitted.append(slot.granted)
-        self._forget(now)
-        if slot.granted < self._refused_at:  # under way when the limit was found: part of it
-            self.set_rate(min(self.rate + 1, self._ceiling))
-        elif now - self._decided >= (self._probe_seconds if self._settled else DOUBLING_SECONDS):
-            self._decided = now
-            self.set_rate(self.rate * (PROBE_FACTOR if self._settled else 2))
-
-    def refused(self, slot: Slot, seconds: float) -> None:
-        """Pause, and settle on what was admitted; calls from before the last decision are old."""
-        self.pause(seconds)
-        if slot.granted < self._decided and self._settled:
-            return
-        self._forget(slot.granted)
-        if self._settled:
-            self._probe_seconds *= 2
-        self._settled = True
-        self._decided = self.clock()
-        self._refused_at = slot.granted
-        self._ceiling = self.rate * 0.99
-        self.set_rate(max(0.5, min(self._ceiling, float(len(self._admitted)))))
-
-    def _forget(self, now: float) -> None:
-        while self._admitted and self._admitted[0] < now - 1:
-            self._admitted.popleft()
-
-    def _wait(self) -> float:
-        if not self._settled and self.in_flight < 4 * self.burst:
-            return max(self._paused_until, self._last + 1 / self.rate) - self.clock()
-        return super()._wait()
-
-
 @dataclass
 class Tally:
     """What became of the calls of one guard."""
@@ -393,7 +205,7 @@ class Guard:
         breaker: Breaker,
         *,
         attempts: int = 1 + len(RETRY_SECONDS),
-        call_seconds: float = 5.0,
+        call_seconds: float | None = 5.0,
         longest_pause_seconds: float = 30.0,
         patient_with: Container[str] = (),
         log: Any = None,
@@ -489,4 +301,5 @@ class Guard:
             slot.close(unused=True)
 
     def _too_late(self) -> Failed:
-        return Failed("timeout", f"There was no whole answer within {self.call_seconds:g} s.")
+        within = "in time" if self.call_seconds is None else f"within {self.call_seconds:g} s"
+        return Failed("timeout", f"There was no whole answer {within}.")

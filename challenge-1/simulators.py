@@ -23,12 +23,14 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
+
+T = TypeVar("T", int, float)
 
 DEFAULT_PORT: Final = 9101
 HANG_SECONDS: Final = 3600.0
@@ -367,9 +369,8 @@ app = create_app()
 
 def simulation_of(arguments: argparse.Namespace) -> Simulation:
     """The simulation the command line describes."""
-    low, _, high = arguments.latency_ms.partition("-")
     common = Behaviour(
-        latency_seconds=(float(low) / 1000, float(high or low) / 1000),
+        latency_seconds=arguments.latency_ms,
         failure_rate=arguments.failure_rate,
         limited_rate=arguments.limited_rate,
         malformed_rate=arguments.malformed_rate,
@@ -387,17 +388,50 @@ def simulation_of(arguments: argparse.Namespace) -> Simulation:
     for name in NAMES:
         count = arguments.products or simulation.behaviours[name].products
         simulation.behaviours[name] = replace(common, products=count)
-    for text in arguments.dead:
-        name, _, numbers = text.partition(":")
-        first, _, last = numbers.partition("-")
-        if name not in NAMES:
-            sys.exit(f"There is no endpoint {name!r}; there are {', '.join(NAMES)}.")
+    for name, first, last in arguments.dead:
         simulation.behaviours[name] = replace(
-            simulation.behaviours[name],
-            dead_from=int(first or 1),
-            dead_until=int(last) if last else None,
+            simulation.behaviours[name], dead_from=first, dead_until=last
         )
     return simulation
+
+
+def _within(number: T, least: T, most: T) -> T:
+    if least <= number <= most:  # not so for NaN
+        return number
+    raise argparse.ArgumentTypeError(f"it has to lie between {least} and {most}")
+
+
+def port_number(text: str) -> int:
+    """0 to 65,535."""
+    return _within(int(text), 0, 65_535)
+
+
+def whole_number(text: str) -> int:
+    """0 to a million."""
+    return _within(int(text), 0, 1_000_000)
+
+
+def fraction(text: str) -> float:
+    """0 to 1."""
+    return _within(float(text), 0.0, 1.0)
+
+
+def milliseconds(text: str) -> tuple[float, float]:
+    """LOW-HIGH, or one number, as seconds."""
+    low, _, high = text.partition("-")
+    least = _within(float(low), 0.0, 1000 * HANG_SECONDS)
+    return least / 1000, _within(float(high or low), least, 1000 * HANG_SECONDS) / 1000
+
+
+def dead_endpoint(text: str) -> tuple[str, int, int | None]:
+    """NAME[:FIRST[-LAST]]."""
+    name, _, numbers = text.partition(":")
+    first, _, last = numbers.partition("-")
+    if name not in NAMES:
+        raise argparse.ArgumentTypeError(
+            f"there is no endpoint {name!r}; there are {', '.join(NAMES)}"
+        )
+    return name, whole_number(first or "1"), whole_number(last) if last else None
 
 
 def main() -> None:
@@ -407,20 +441,27 @@ def main() -> None:
         epilog="Example: python simulators.py --dead corner:30 --hang-rate 0.02",
         allow_abbrev=False,
     )
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one")
+    parser.add_argument("--port", type=port_number, default=DEFAULT_PORT, help="0 takes a free one")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--products", type=int, default=0, help="per endpoint (default 160, 120)")
-    parser.add_argument("--latency-ms", default="10-60", metavar="LOW-HIGH")
-    parser.add_argument("--failure-rate", type=float, default=0.05, help="share of 500")
-    parser.add_argument("--limited-rate", type=float, default=0.02, help="share of 429")
-    parser.add_argument("--malformed-rate", type=float, default=0.01, help="share of half bodies")
-    parser.add_argument("--hang-rate", type=float, default=0.0, help="share without an answer")
+    parser.add_argument(
+        "--products", type=whole_number, default=0, help="per endpoint (default 160, 120)"
+    )
+    parser.add_argument("--latency-ms", type=milliseconds, default="10-60", metavar="LOW-HIGH")
+    parser.add_argument("--failure-rate", type=fraction, default=0.05, help="share of 500")
+    parser.add_argument("--limited-rate", type=fraction, default=0.02, help="share of 429")
+    parser.add_argument(
+        "--malformed-rate", type=fraction, default=0.01, help="share of half bodies"
+    )
+    parser.add_argument("--hang-rate", type=fraction, default=0.0, help="share without an answer")
     parser.add_argument("--retry-after", default="1", help="what a 429 says")
-    parser.add_argument("--limit-rps", type=int, default=0, help="enforced per endpoint")
-    parser.add_argument("--downstream-rps", type=int, default=10, help="of /downstream/records")
-    parser.add_argument("--downstream-failure-rate", type=float, default=0.15,
+    parser.add_argument("--limit-rps", type=whole_number, default=0, help="enforced per endpoint")
+    parser.add_argument(
+        "--downstream-rps", type=whole_number, default=10, help="of /downstream/records"
+    )
+    parser.add_argument("--downstream-failure-rate", type=fraction, default=0.15,
                         help="of it; a third of them after it accepted")  # fmt: skip
-    parser.add_argument("--dead", action="append", default=[], metavar="NAME[:FIRST[-LAST]]",
+    parser.add_argument("--dead", type=dead_endpoint, action="append", default=[],
+                        metavar="NAME[:FIRST[-LAST]]",
                         help="answers 500 from its FIRST request on (to its LAST)")  # fmt: skip
     parser.add_argument("--with-parent", action="store_true", help="end when stdin is closed")
     arguments = parser.parse_args()

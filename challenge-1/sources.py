@@ -4,6 +4,7 @@ Everything a source answers is hostile until it is proven: bytes, time, type, en
 and cursors are bounded or checked here, and every refusal is a CallError with a kind to count by.
 """
 
+import asyncio
 import datetime as dt
 import re
 from collections.abc import Callable, Mapping
@@ -19,9 +20,10 @@ import msgspec
 from pydantic import ValidationError
 
 from fetch_settings import Source, origin
+from limiter import RateLimiter, Slot
 from parsing import BodyError, decoder_of
 from records import Product
-from resilience import Failed, Limited, RateLimiter, Refused, Slot
+from resilience import Failed, Limited, Refused
 
 MAX_REDIRECTS: Final = 3
 MAX_PAGES: Final = 100_000
@@ -29,8 +31,12 @@ MAX_RECORDS: Final = 20_000  # of one answer
 MAX_IDS: Final = 200_000
 MAX_CURSOR_CHARACTERS: Final = 2048
 SAFE_ID: Final = re.compile(r"[A-Za-z0-9._~:@+-]{1,128}")
-CURRENCY_SIGNS: Final = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "US$": "USD"}
-NUMBER: Final = re.compile(r"[0-9](?:[0-9.,'\u2019 ]*[0-9])?")
+CURRENCY_SIGNS: Final = {
+    "$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "US$": "USD", "A$": "AUD",
+    "C$": "CAD", "R$": "BRL", "Fr": "CHF", "zł": "PLN", "Kč": "CZK", "₽": "RUB", "₩": "KRW",
+    "₺": "TRY", "₴": "UAH", "₪": "ILS",
+}  # fmt: skip
+NUMBER: Final = re.compile(r"[.,]?[0-9](?:[0-9.,'\u2019 ]*[0-9])?")
 MISSING: Final = object()
 
 
@@ -49,6 +55,7 @@ class SourceClient:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self._max_body_bytes = max_body_bytes
+        self._request_seconds = request_seconds
         self._http = httpx2.AsyncClient(
             timeout=request_seconds,
             follow_redirects=False,
@@ -105,16 +112,21 @@ class SourceClient:
                 slot.sent()
 
         try:
-            async with self._http.stream(
-                "GET", url, headers=dict(headers), extensions={"trace": trace}
-            ) as response:
+            async with (
+                asyncio.timeout(self._request_seconds),
+                self._http.stream(
+                    "GET", url, headers=dict(headers), extensions={"trace": trace}
+                ) as response,
+            ):
                 slot.answered()
                 if response.status_code in (301, 302, 303, 307, 308):
                     return _Redirect(response.headers.get("location", ""))
                 _check_status(response)
                 return await self._body(response)
-        except httpx2.TimeoutException:
-            raise Failed("timeout", "It did not answer in time.") from None
+        except (TimeoutError, httpx2.TimeoutException):
+            raise Failed(
+                "timeout", f"There was no whole answer within {self._request_seconds:g} s."
+            ) from None
         except httpx2.HTTPError as error:
             if isinstance(error, httpx2.ConnectError):
                 raise Failed("connect", "Nothing takes connections there.") from error
@@ -143,7 +155,7 @@ class SourceClient:
             if inflater is not None:
                 parts += inflater.finish()
         except BodyError:
-            raise Failed("encoding", "Its body is no valid gzip.") from None
+            raise Failed("encoding", "Its body is neither plain nor valid gzip.") from None
         return b"".join(parts)
 
     def _too_large(self) -> Failed:
@@ -182,7 +194,9 @@ def _check_status(response: httpx2.Response) -> None:
 def retry_after_seconds(
     text: str | None, now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
 ) -> float | None:
-    """What a Retry-After asks for: seconds, or a date; None where it says nothing sensible."""
+    """What a Retry-After asks for: seconds, or a date; None where it says nothing sensible, such
+    as a moment that is over.
+    """
     if text is None:
         return None
     try:
@@ -190,12 +204,12 @@ def retry_after_seconds(
     except ValueError:
         try:
             moment = parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=dt.UTC)
         seconds = (moment - now()).total_seconds()
-    return seconds if seconds == seconds else None  # NaN is not
+    return seconds if seconds >= 0 else None  # nor is NaN
 
 
 # --- what a body says -------------------------------------------------------------------------
@@ -356,15 +370,18 @@ def read_price(value: Any, mark: str = "auto") -> tuple[Decimal, str | None]:
     found = NUMBER.search(text)
     if found is None or len(text) > 64:
         raise ValueError("it is no price")
-    sign = (text[: found.start()] + text[found.end() :]).strip(" .-\u2013,")
-    if "-" in text[: found.start()]:
+    before, after = text[: found.start()], text[found.end() :]
+    if "-" in before or re.match(r"\s*-", after):  # but "5,-" is 5
         raise ValueError("it is negative")
+    sign = (before + after).strip(" .-\u2013,")
     currency = _currency(sign) if sign else None
     return _amount(_with_point(found[0], mark)), currency
 
 
 def _with_point(digits: str, mark: str) -> str:
     digits = re.sub(r"['\u2019 ]", "", digits)
+    if digits[0] in ".,":
+        digits = f"0{digits}"
     if mark == "auto":
         last = max(digits.rfind("."), digits.rfind(","))
         other = "," if last >= 0 and digits[last] == "." else "."

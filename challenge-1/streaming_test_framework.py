@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from limiter import Clock
 from records import ProcessedRecord
-from resilience import Clock, Failed, Limited
+from resilience import Failed, Limited
 
 SOURCES = ("sensors", "orders", "clicks")
 

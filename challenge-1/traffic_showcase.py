@@ -19,7 +19,8 @@ import data_streaming_pipeline_test
 from fetch import mock_servers, mock_sources
 from fetch_settings import FetchSettings
 from fetching import FetchRun
-from resilience import Breaker, Failed, Guard, Limited, RateLimiter, Slot, State
+from limiter import RateLimiter, Slot
+from resilience import Breaker, Failed, Guard, Limited, State
 from utils import Pipeline
 
 FOLDER = Path(__file__).resolve().parent

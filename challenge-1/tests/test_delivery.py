@@ -56,6 +56,8 @@ def test_a_record_that_says_what_it_must_is_valid(changes: dict[str, Any]) -> No
         {"transformed_data": {}}, {"transformed_data": {"a": " "}}, {"transformed_data": "  "},
         {"transformed_data": {" ": 1}}, {"transformed_data": {"a": float("nan")}},
         {"transformed_data": {"a": object()}}, {"transformed_data": None},
+        {"transformed_data": {"a": {"b": None}}}, {"transformed_data": {"a": [" ", {}]}},
+        {"transformed_data": {"a": "\ud800"}}, {"source": "\u200b"},
     ],
 )  # fmt: skip
 def test_any_other_record_is_refused(changes: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import structlog
 
 FOLDER = Path(__file__).resolve().parent.parent
 START = 1_700_000_000
@@ -173,18 +174,27 @@ def test_beside_a_running_server_windows_are_delivered_as_they_close(
         assert ended(process)[0] == 0
 
 
-@pytest.mark.webhook
-def test_what_cannot_start_says_why(tmp_path: Path) -> None:
+@pytest.mark.integration
+def test_what_cannot_start_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    from delivery import main
+
     to = "http://127.0.0.1:9/"
     for arguments, said in (
         ((to,), "no database"), (("file:///x",), "http or https"),
         ((to, "--rate-limit", "-1"), "--rate-limit"), ((to, "--header", "x"), "--header"),
+        ((to, "--header", "X: \r\nY: z"), "--header"), ((to, "--header", "é: a"), "--header"),
+        ((to, "--header", "idempotency-key: a"), "every message has its own"),
+        (("http://127.0.0.1:99999/",), "http or https"), (("http://[::1/",), "http or https"),
         ((to, "--consumer", "../x"), ""),
     ):  # fmt: skip
-        code, _, err = ended(deliver(*arguments))
+        try:
+            code = main(["--topic", "aggregates", "--to", *arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        err = capsys.readouterr().err
         assert code == 2, err
         assert said in err
-        assert "Traceback" not in err
+    structlog.reset_defaults()
 
 
 @pytest.mark.webhook

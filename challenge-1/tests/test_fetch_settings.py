@@ -84,6 +84,35 @@ def test_all_wrong_values_are_reported_at_once_by_name_and_source(
         assert any(line.startswith(start) and line.endswith(end) for line in lines), start
 
 
+def test_a_wrong_value_is_reported_also_where_another_goes_before_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("timeout: never\n")
+    Path(".env").write_text("PIPELINE_TIMEOUT=0\nPIPELINE_RATE_LIMT_RPS=1\n")
+    monkeypatch.setenv("PIPELINE_TIMEOUT", "soon")
+
+    loaded = load({"timeout": "5"}, config)
+    assert loaded.settings.timeout == 5
+    told = "\n".join(loaded.warnings)
+    with pytest.raises(ConfigurationError) as raised:
+        load({"timeout": "-1"}, config)
+
+    for place in ("(environment PIPELINE_TIMEOUT)", "(.env PIPELINE_TIMEOUT)", "(mine.yaml)"):
+        assert f"{place} It is overridden." in told
+        assert place in str(raised.value)
+    assert "(flag --timeout)" in str(raised.value)
+    for text in (told, str(raised.value)):
+        assert "PIPELINE_RATE_LIMT_RPS is no setting. Did you mean PIPELINE_RATE_LIMIT_RPS?" in text
+
+
+def test_a_file_of_variables_that_is_no_text_is_named() -> None:
+    Path(".env").write_bytes(b"PIPELINE_TIMEOUT=\xff")
+
+    with pytest.raises(ConfigurationError, match=r"\.env"):
+        load()
+
+
 def test_what_stands_in_a_source_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPELINE_SOURCES", '[{"name": "a", "headers": "sesame"')
     with pytest.raises(ConfigurationError) as raised:
@@ -96,7 +125,12 @@ def test_what_stands_in_a_source_is_not_repeated(monkeypatch: pytest.MonkeyPatch
 def test_unknown_variables_get_a_did_you_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPELINE_TIMOUT", "5")
 
-    assert load().warnings == ["PIPELINE_TIMOUT is no setting. Did you mean PIPELINE_TIMEOUT?"]
+    monkeypatch.setenv("PIPELINE_WORKER", "5")
+
+    assert load().warnings == [
+        "PIPELINE_TIMOUT is no setting. Did you mean PIPELINE_TIMEOUT?",
+        "PIPELINE_WORKER is no setting. Did you mean PIPELINE_WORKER_POOL_SIZE?",
+    ]
 
 
 @pytest.mark.parametrize(

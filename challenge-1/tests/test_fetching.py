@@ -9,11 +9,12 @@ from typing import Any
 
 import httpx2
 import pytest
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, RedirectResponse
 from virtual_time import clock, run
 
 from fetch_settings import FetchSettings, Source, load
-from fetching import FetchRun, NothingToResume
+from fetching import FetchRun
+from journal import NothingToResume
 from simulators import Behaviour, Simulation, create_app, worst_window
 
 pytestmark = pytest.mark.integration
@@ -209,6 +210,29 @@ class TestTrouble:
         ]
         assert summary["partial"] is True
         assert served.seen("corner")["requests"] == 41
+
+    def test_a_redirect_takes_a_slot_of_its_own_and_the_wait_for_it_is_no_time_of_the_answer(
+        self,
+    ) -> None:
+        seen: list[float] = []
+        real = create_app(simulation())
+
+        async def moved(scope: Any, receive: Any, send: Any) -> None:
+            if scope["path"].startswith("/corner"):
+                seen.append(clock())
+                if not scope["query_string"]:
+                    there = RedirectResponse(f"{scope['path']}?moved")
+                    await there(scope, receive, send)
+                    return
+            await real(scope, receive, send)
+
+        corner = [each for each in load().settings.sources if each.name == "corner"]
+        summary = fetch(httpx2.ASGITransport(moved), sources=corner)
+
+        assert summary["partial"] is False
+        assert summary["sources"]["corner"]["errors"] == {}
+        assert len(seen) == 2 * 41
+        assert worst_window(seen) <= 5
 
     def test_pages_without_a_total_end_with_the_first_that_brings_nothing_new(self) -> None:
         (atlas,) = (each for each in load().settings.sources if each.name == "atlas")

@@ -7,20 +7,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from virtual_time import clock, run
+from virtual_time import VirtualLoop, clock, run
 
-from resilience import (
-    Breaker,
-    Failed,
-    Guard,
-    LearningLimiter,
-    Limited,
-    RateLimiter,
-    Refused,
-    Slot,
-    State,
-    StillDown,
-)
+from limiter import LearningLimiter, RateLimiter, Slot
+from resilience import Breaker, Failed, Guard, Limited, Refused, State, StillDown
 from simulators import worst_window
 
 pytestmark = pytest.mark.unit
@@ -205,6 +195,90 @@ class TestRateLimiter:
         assert (len(seen) - 1) / (seen[-1] - seen[0]) >= 4.6
         assert worst_window(seen) <= 5
 
+    @pytest.mark.parametrize("latency", [1.5, 2.5])
+    def test_once_it_is_known_to_be_slow_a_service_gets_its_rate_too(self, latency: float) -> None:
+        seen: list[float] = []
+
+        async def serve(slot: Slot) -> None:
+            slot.sent()
+            seen.append(clock())
+            await asyncio.sleep(latency)
+            slot.answered()
+
+        run(saturate(RateLimiter(5, clock=lambda: clock()), 60, serve))
+
+        known = [at for at in seen if at > seen[0] + 4 * latency]
+        assert (len(known) - 1) / (known[-1] - known[0]) >= 4.6
+        assert worst_window(seen) <= 5
+
+    @pytest.mark.parametrize("seed", range(10))
+    def test_what_arrives_later_than_the_guard_shows_in_its_answer(self, seed: int) -> None:
+        """A busy machine: one request in ten is seen up to half a second late."""
+        chance = random.Random(seed)
+        seen: list[float] = []
+
+        async def serve(slot: Slot) -> None:
+            slot.sent()
+            await asyncio.sleep(chance.choice((0, 0, 0, 0, 0, 0, 0, 0, 0, 0.5)) * chance.random())
+            seen.append(clock())
+            await asyncio.sleep(0.05)
+            slot.answered()
+
+        run(saturate(RateLimiter(5, clock=lambda: clock()), 60, serve))
+
+        assert worst_window(seen) <= 5
+
+    @pytest.mark.parametrize(
+        ("stall", "work"),
+        [*((stall, 0.05) for stall in (0.3, 0.6, 0.9, 1.2, 3)), (0.9, 0.3), (1.2, 0.3), (3, 0.3)],
+    )
+    def test_requests_that_met_a_stall_count_from_its_end(self, stall: float, work: float) -> None:
+        chance = random.Random(7)
+        seen: list[float] = []
+
+        async def scenario() -> None:
+            began = clock()
+
+            async def stand_still() -> None:
+                since = (clock() - began) % 7
+                if since < stall:  # nothing is seen and answered, then all at once
+                    await asyncio.sleep(stall - since)
+
+            async def serve(slot: Slot) -> None:
+                slot.sent()
+                await stand_still()
+                seen.append(clock())
+                await asyncio.sleep(work * chance.random())
+                await stand_still()
+                slot.answered()
+
+            await saturate(RateLimiter(5, clock=clock), 60, serve)
+
+        run(scenario())
+
+        assert worst_window(seen) <= 5
+
+    def test_where_timers_are_late_the_rate_is_reached_still(self) -> None:
+        class LateLoop(VirtualLoop):
+            """Wakes 45 ms late from a long sleep, 1 ms from a short one."""
+
+            def oversleep(self, timeout: float) -> float:
+                return timeout + (0.045 if timeout > 0.005 else 0.001 if timeout > 0 else 0)
+
+        chance = random.Random(7)
+        seen: list[float] = []
+
+        async def serve(slot: Slot) -> None:
+            slot.sent()
+            seen.append(clock())
+            await asyncio.sleep(chance.uniform(0.03, 0.12))
+            slot.answered()
+
+        run(saturate(RateLimiter(5, clock=lambda: clock()), 60, serve), LateLoop)
+
+        assert (len(seen) - 1) / (seen[-1] - seen[0]) >= 4.6
+        assert worst_window(seen) <= 5
+
     def test_a_service_that_stands_still_gets_five_requests_and_no_burst_afterwards(self) -> None:
         seen: list[float] = []
 
@@ -382,6 +456,26 @@ class TestGuard:
         assert max(gaps[4:]) < 1  # and lets the others in
         assert worst_window(calls) <= 5
 
+    def test_who_waited_for_a_slot_when_it_opened_does_not_hold_up_the_probe(self) -> None:
+        async def scenario() -> list[float]:
+            subject, began, calls = guard(rate=1, failures=3), clock(), list[float]()
+
+            async def send(slot: Slot) -> None:
+                slot.answered()
+                calls.append(clock() - began)
+                if len(calls) <= 3:
+                    raise Failed("http_500", "down")
+
+            waiting = [asyncio.create_task(subject.call(send)) for _ in range(60)]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for each in waiting:
+                each.cancel()
+            return calls
+
+        calls = run(scenario())
+
+        assert calls[3] - calls[2] == pytest.approx(2, abs=0.1)
+
     def test_if_patient_an_outage_of_any_length_uses_up_no_attempts(self) -> None:
         async def scenario() -> tuple[list[float], Any]:
             return await timed(
@@ -417,37 +511,77 @@ class TestGuard:
         assert run(scenario()) == "done"
 
 
+class Limiting:
+    """A service that admits so many calls in a second, and says no to `at_first` without cause."""
+
+    def __init__(self, limit: int, *, at_first: int = 0) -> None:
+        self.limit = limit
+        self.at_first = at_first
+        self.whole_seconds = False
+        self.admitted: list[float] = []
+        self.refused: list[float] = []
+
+    async def send(self, slot: Slot) -> None:
+        now = clock()
+        recent = [at for at in self.admitted if at >= now - 1]
+        if len(recent) >= self.limit or len(self.refused) < self.at_first:
+            self.refused.append(now)
+            full = len(recent) >= self.limit and not self.whole_seconds
+            raise Limited(recent[-self.limit] + 1.001 - now if full else 1)
+        self.admitted.append(now)
+        await asyncio.sleep(0.03)
+
+    def use(self, *phases: tuple[float, float, int]) -> None:
+        """Seconds, pause between the calls of a caller, and the limit, one after the other."""
+
+        async def scenario() -> None:
+            subject = Guard(LearningLimiter(clock=clock), Breaker(clock=clock))
+            for seconds, pause, self.limit in phases:
+                until = clock() + seconds
+
+                async def caller(until: float = until, pause: float = pause) -> None:
+                    while clock() < until:
+                        await subject.call(self.send)
+                        await asyncio.sleep(pause)
+
+                await asyncio.gather(*(caller() for _ in range(20)))
+
+        run(scenario())
+
+    def since(self, seconds: float) -> int:
+        """How many were admitted from then on."""
+        return sum(at >= self.admitted[0] + seconds for at in self.admitted)
+
+
 class TestLearning:
     @pytest.mark.parametrize("limit", [3, 10, 40])
     @pytest.mark.parametrize("whole_seconds", [False, True])
     def test_the_limit_is_found_from_429s_and_nearly_used(
         self, limit: int, whole_seconds: bool
     ) -> None:
-        admitted: list[float] = []
-        refused: list[float] = []
+        service = Limiting(limit)
+        service.whole_seconds = whole_seconds
+        service.use((30, 0, limit))
 
-        async def scenario() -> None:
-            limiter = LearningLimiter(clock=clock)
-            until = clock() + 30
+        assert len(service.admitted) >= 0.85 * 30 * limit
+        assert len(service.refused) <= 0.1 * len(service.admitted)
 
-            async def send(slot: Slot) -> None:
-                now = clock()
-                recent = [at for at in admitted if at >= now - 1]
-                if len(recent) >= limit:
-                    refused.append(now)
-                    raise Limited(1 if whole_seconds else recent[-limit] + 1.001 - now)
-                admitted.append(now)
-                await asyncio.sleep(0.03)
+    def test_429s_without_cause_at_the_start_cost_seconds_and_not_minutes(self) -> None:
+        service = Limiting(20, at_first=4)
+        service.use((60, 0, 20))
 
-            subject = Guard(limiter, Breaker(clock=clock))
+        assert service.since(40) >= 0.8 * 20 * 20
 
-            async def caller() -> None:
-                while clock() < until:
-                    await subject.call(send)
+    def test_a_limit_that_rises_or_falls_is_found_again(self) -> None:
+        service = Limiting(5)
+        service.use((100, 0, 5), (100, 0, 40), (60, 0, 8))
 
-            await asyncio.gather(*(caller() for _ in range(20)))
+        assert service.since(170) - service.since(200) >= 0.8 * 30 * 40
+        assert service.since(230) >= 0.8 * 30 * 8
 
-        run(scenario())
+    def test_a_rate_that_is_not_used_does_not_rise(self) -> None:
+        service = Limiting(10)
+        service.use((200, 10, 10), (10, 0, 10))  # two calls a second, then all at once
 
-        assert len(admitted) >= 0.85 * 30 * limit
-        assert len(refused) <= 0.1 * len(admitted)
+        assert len(service.refused) <= 20
+        assert service.since(200) >= 0.8 * 10 * 10

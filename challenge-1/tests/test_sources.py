@@ -42,6 +42,12 @@ def source(**options: Any) -> Source:
         ("0.125", "auto", "0.125", None),
         ("12.5", "auto", "12.5", None),
         ("12", "auto", "12", None),
+        ("$.50", "auto", "0.50", "USD"),
+        (",500", ",", "0.500", None),
+        (".125", "auto", "0.125", None),
+        ("1.299,- €", "auto", "1299", "EUR"),
+        ("Fr. 5.-", "auto", "5", "CHF"),
+        ("12,50 zł", "auto", "12.50", "PLN"),
         (12.5, "auto", "12.5", None),
         (0, "auto", "0", None),
     ],
@@ -55,6 +61,7 @@ def test_prices_are_read_with_sign_and_either_decimal_mark(
 @pytest.mark.parametrize(
     "text",
     ["", "call us", "-5", "$-5", "- 5", "1.2.3,4", "1,23,456", "12,50,00.1", "5 apples", "1" * 80,
+     "5-", "5 - 10 €", "€ 5-",
      True, None, [1], {}, float("inf"), 1e300, "٣", "1e5"],
 )  # fmt: skip
 def test_what_is_no_price_is_no_price(text: Any) -> None:
@@ -155,8 +162,10 @@ def test_an_id_cannot_leave_its_place_in_the_path() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [(None, None), ("2", 2), ("1e9", 1e9), ("-3", -3), ("nan", None), ("soon", None), ("", None),
-     ("Thu, 15 Jan 2026 10:00:30 GMT", 30), ("inf", float("inf"))],
+    [(None, None), ("2", 2), ("1e9", 1e9), ("-3", None), ("0", 0), ("nan", None), ("soon", None),
+     ("", None), ("inf", float("inf")), ("Thu, 15 Jan 2026 09:59:59 GMT", None),
+     ("Thu, 15 Jan 2026 10:00:30 GMT", 30), ("Thu, 99 Jan 2026 10:00:00 GMT", None),
+     ("Thu, 15 Jan 2026 10:00:00 -99999999999999", None)],
 )  # fmt: skip
 def test_a_retry_after_is_seconds_or_a_date(text: str | None, seconds: float | None) -> None:
     assert retry_after_seconds(text, lambda: NOW) == seconds

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import simulators
 from fetch_settings import KEYS, PREFIX
 
 FOLDER = Path(__file__).resolve().parent.parent
@@ -42,6 +43,23 @@ def test_the_benchmark_runs_and_prints_every_goal(needs: Any) -> None:
     assert done.returncode == 0, done.stderr
     for goal in ("<= 5 requests", ">= 95 %", ">= 85 %", "<= 1.15 s", "aiolimiter", "naive"):
         assert goal in done.stdout
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "arguments",
+    ["--latency-ms abc", "--latency-ms 60-10", "--dead x", "--dead corner:x", "--port 99999",
+     "--failure-rate nan", "--failure-rate 2", "--products -1"],
+)  # fmt: skip
+def test_mock_servers_that_make_no_sense_are_refused_by_name(
+    arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["simulators.py", *arguments.split()])
+    with pytest.raises(SystemExit) as raised:
+        simulators.main()
+
+    assert raised.value.code == 2
+    assert f"argument {arguments.split()[0]}" in capsys.readouterr().err
 
 
 @pytest.mark.integration

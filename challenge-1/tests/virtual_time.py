@@ -21,13 +21,17 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             if not found:
                 if timeout is None:
                     raise RuntimeError("everything waits for something that will never happen")
-                self._now += max(timeout, 0)
+                self._now += self.oversleep(max(timeout, 0))
             return found
 
         selector.select = select
 
     def time(self) -> float:
         return self._now
+
+    def oversleep(self, timeout: float) -> float:
+        """How long a sleep lasts."""
+        return timeout
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Callable[..., Any], *args: Any
@@ -40,9 +44,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return future
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
+def run(main: Coroutine[Any, Any, T], loop: Callable[[], VirtualLoop] = VirtualLoop) -> T:
     """Run it in virtual time."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=loop) as runner:
         return runner.run(main)
 
 
