@@ -151,7 +151,7 @@ class TestCommand:
     @pytest.mark.webhook
     @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc who listens to SIGTERM")
     def test_sigterm_while_it_still_starts_leaves_a_summary_and_a_sentence(self) -> None:
-        process = command("--mock")
+        process = command("--mock", COVERAGE_PROCESS_CONFIG="")  # it listens to SIGTERM, too
         wait_until(lambda: listens_to_sigterm(process.pid), process)  # the first thing it does
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=30)
