@@ -24,7 +24,10 @@ TopicName = Annotated[
 @router.get("", summary="The topics", operation_id="queue",
          responses=web.problems(403, 503))  # fmt: skip
 async def queue(pipeline: Running) -> QueueAnswer:
-    """`ingest`: every accepted record; `aggregates`: windows closed and revised; `dead-letters`."""
+    """`ingest`: accepted records; `aggregates`: windows closed and revised; `dead-letters`.
+
+    A large upload is one item of `ingest`, which names its file and how many records it holds.
+    """
 
     def look() -> list[TopicAnswer]:
         answers = []

@@ -4,9 +4,9 @@
     python topics.py read aggregates --consumer billing --limit 10 --commit
     python topics.py follow dead-letters
 
-Three topics: `ingest` (every accepted record, as it stands in the log), `aggregates` (windows as
-they close, and again when they are corrected), `dead-letters` (what was refused or too late). A
-consumer is a name with an offset in a file of its own below QUEUE_DIR. Reading moves nothing; an
+Three topics: `ingest` (accepted records, as they stand in the log; a large upload is one item that
+names its file), `aggregates` (windows as they close, and again when they are corrected),
+`dead-letters` (what was refused or too late). A consumer is a name with an offset in a file of its own below QUEUE_DIR. Reading moves nothing; an
 offset moves when it is committed, so a consumer that is killed in between sees its messages again.
 """
 
