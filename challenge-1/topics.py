@@ -6,8 +6,9 @@
 
 Three topics: `ingest` (accepted records, as they stand in the log; a large upload is one item that
 names its file), `aggregates` (windows as they close, and again when they are corrected),
-`dead-letters` (what was refused or too late). A consumer is a name with an offset in a file of its own below QUEUE_DIR. Reading moves nothing; an
-offset moves when it is committed, so a consumer that is killed in between sees its messages again.
+`dead-letters` (what was refused or too late). A consumer is a name with an offset in a file of its
+own below QUEUE_DIR. Reading moves nothing; an offset moves when it is committed, so a consumer that
+is killed in between sees its messages again.
 """
 
 import argparse
