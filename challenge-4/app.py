@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 import web
 from budgets import Budget, Stopped
+from databases import DatabaseError
 from datasets import Dataset
 from language import OP_EXAMPLES, OP_MODELS, Pipeline
 from pipelines import PipelineError
@@ -50,6 +51,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         raise web.StartupRefused(
             f"DATA_DIR {settings.data_dir} cannot be used: {error.strerror}."
         ) from error
+    except DatabaseError as error:
+        raise web.StartupRefused(str(error)) from error
     log.info("data", directory=str(settings.data_dir.resolve()))
     yield
 

@@ -287,7 +287,7 @@ def _kind(type_name: str, steady: bool) -> str:
 
 
 def _open_postgres(dsn: str) -> Any:
-    psycopg = _driver()
+    psycopg = postgres_driver()
     try:
         connection = psycopg.connect(dsn, connect_timeout=CONNECT_SECONDS)
     except psycopg.OperationalError as error:
@@ -298,7 +298,8 @@ def _open_postgres(dsn: str) -> Any:
     return connection
 
 
-def _driver() -> Any:
+def postgres_driver() -> Any:
+    """The package psycopg; raises DatabaseError, which says how to install it."""
     try:
         import psycopg
     except ImportError as error:

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import airportsdata
 
 from budgets import Budget
-from databases import BUNDLED, open_sqlite
+from databases import BUNDLED, open_sqlite, postgres_driver
 from files import BadLineError, NdjsonFile
 from lazy import LazyCollection
 from saved import write_whole
@@ -52,6 +52,8 @@ class Datasets:
     def __init__(self, directory: Path, database_url: str | None, max_bytes: int) -> None:
         self.directory = directory
         self.database_url = database_url
+        if _is_postgres(database_url):
+            postgres_driver()  # refuse at the start, not with the first query
         self.max_bytes = max_bytes
         self._switching = threading.Lock()
 
@@ -103,7 +105,7 @@ class Datasets:
     def _connect(self, budget: Budget) -> Any:
         """A factory of connections that stop when the budget is over."""
         url = self.database_url
-        if url is not None and url.startswith(("postgres:", "postgresql:")):
+        if _is_postgres(url):
             milliseconds = max(1, int(budget.seconds * 1000))
 
             def connect() -> Any:
@@ -183,3 +185,7 @@ class _Watched:
 
     def __iter__(self) -> Iterator[Any]:
         return self.budget.watch(self.rows)
+
+
+def _is_postgres(url: str | None) -> TypeGuard[str]:
+    return url is not None and url.startswith(("postgres:", "postgresql:"))

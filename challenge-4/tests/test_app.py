@@ -328,8 +328,10 @@ class TestRefusals:
         "url", ["postgresql://postgres@127.0.0.1:1/test", "nothing.sqlite", "server.log"]
     )
     def test_a_database_that_cannot_be_read_is_503(
-        self, make_server: Callable[..., Any], url: str
+        self, make_server: Callable[..., Any], url: str, needs: Any
     ) -> None:
+        if url.startswith("postgresql"):
+            needs.package("psycopg", "requirements-services.txt")
         server = make_server(DATABASE_URL=url)
         with server.client() as client:
             saved = client.post("/pipelines", json=pipeline("events")).json()["id"]
@@ -341,6 +343,15 @@ class TestRefusals:
                 assert answer.status_code == 503
                 assert answer.headers["retry-after"]
                 assert url not in json.dumps(problem_of(answer))
+
+    def test_a_missing_driver_refuses_the_start_by_a_sentence(
+        self, make_server: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        (tmp_path / "psycopg.py").write_text("raise ImportError")
+        with pytest.raises(AssertionError, match=r"needs psycopg: pip install -r") as caught:
+            make_server(DATABASE_URL="postgresql://u:secret@h/d", PYTHONPATH=str(tmp_path))
+        assert "Traceback" not in str(caught.value)
+        assert "secret" not in str(caught.value)
 
     def test_a_table_without_a_key_cannot_be_paged_through(
         self, make_server: Callable[..., Any], tmp_path: Path
