@@ -43,7 +43,7 @@ def row(
     goals: list[str] = []
     kept: list[bool] = []
     if least is not None:
-        goals.append(f">= {least:,.0f}{suffix}")
+        goals.append(f">= {least:,.12g}{suffix}")
         kept.append(figure >= least)
     if below is not None:
         goals.append(f"< {below:g}{suffix}")
