@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spool import sync_directory
+
 
 class NothingToResume(Exception):
     """There is no cut run, or it was one over other sources."""
@@ -75,9 +77,5 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError, AttributeError):  # Windows opens no directories
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    with contextlib.suppress(OSError):  # the new file stands there already
+        sync_directory(path.parent)
