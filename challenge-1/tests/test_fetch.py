@@ -115,6 +115,27 @@ class TestCommand:
         }
 
     @pytest.mark.webhook
+    @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+    def test_on_a_terminal_it_shows_a_live_table(self) -> None:
+        reader, terminal = os.openpty()
+        process = subprocess.Popen(
+            [sys.executable, str(FOLDER / "fetch.py"), "--mock", "--rate-limit", "40"],
+            stdin=subprocess.DEVNULL, stdout=terminal, stderr=subprocess.DEVNULL,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "120",
+                 "PIPELINE_BREAKER_RECOVERY_SECONDS": "0.1"},
+        )  # fmt: skip
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # the end of a terminal that nobody writes to any more
+            while piece := os.read(reader, 65_536):
+                shown += piece
+        os.close(reader)
+
+        assert process.wait(10) == 0
+        assert shown.count("│ atlas ".encode()) > 3  # drawn again and again, in place
+        assert b"\x1b[1A" in shown
+
+    @pytest.mark.webhook
     def test_quiet_says_nothing_and_the_flags_go_before_environment_and_file(
         self, mock_apis: Callable[..., str]
     ) -> None:
