@@ -220,3 +220,17 @@ def test_coverage_of_all_folders_is_added_up(two_folders: Path, needs: Any) -> N
 
     assert code == 0
     assert "9 passed" in last
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_a_setting_that_cannot_be_used_ends_the_start_with_one_line(folder: Path) -> None:
+    refused = subprocess.run(
+        [sys.executable, "app.py"],
+        cwd=folder, env={**os.environ, "PORT": "hunter2", "LOG_LEVEL": "info"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert (refused.returncode, refused.stdout) == (1, "")
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("PORT cannot be used: ")
+    assert "hunter2" not in line

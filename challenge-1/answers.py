@@ -68,9 +68,9 @@ class Answers:
         answer: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         self._promised[key[0]] = _Promised(key[1], answer)
 
-    def submitted(self, key: Key) -> None:
-        """The request has been handed to the log."""
-        self._promised[key[0]].submitted = True
+    def submitted(self, name: bytes) -> None:
+        """The request with this key has been handed to the log."""
+        self._promised[name].submitted = True
 
     def withdraw(self, key: Key) -> None:
         """The first request with this key failed before it reached the log."""
@@ -82,15 +82,17 @@ class Answers:
             )
             promised.answer.exception()
 
-    def settled(self, key: Key, receipt: Receipt, error: BaseException | None) -> None:
-        """The log has taken the request, or has refused it."""
-        promised = self._promised.pop(key[0])
+    def settled(self, promise: Promise | None, error: BaseException | None = None) -> None:
+        """The log has taken the request with this promise, if any, or has refused it."""
+        if promise is None:
+            return
+        promised = self._promised.pop(promise.key)
         if error is not None:
             promised.answer.set_exception(error)
             promised.answer.exception()
             return
-        self._unapplied[key[0]] = (key[1], receipt)
-        promised.answer.set_result(receipt)
+        self._unapplied[promise.key] = (promise.body, promise.receipt)
+        promised.answer.set_result(promise.receipt)
 
     def recovered(self, promise: Promise | None, end: int) -> None:
         """An answer was found in the unapplied end of the log."""

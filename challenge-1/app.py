@@ -60,7 +60,7 @@ from utils import (
 )
 
 log = structlog.stdlib.get_logger("pipeline")
-settings = Settings()
+settings = web.read_settings(Settings)
 
 STOP_SECONDS = 1.0  # to apply what is accepted when the server is told to stop
 SIGNING_KEYS = (
@@ -74,8 +74,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     pipeline = Pipeline.configured(settings, log)
     try:
         pipeline.__enter__()
-    except (Held, StoreError, QueueError, OSError) as error:
+    except (Held, StoreError, QueueError) as error:
         raise web.StartupRefused(str(error)) from error
+    except OSError as error:
+        raise web.StartupRefused(
+            f"The data cannot be opened: {error.strerror} ({error.filename}). Set DB_PATH and "
+            "QUEUE_DIR to places where this user may write."
+        ) from error
     try:
         log.info("data", database=str(settings.db_path.resolve()),
                  message_queue=str(settings.queue_dir.resolve()),

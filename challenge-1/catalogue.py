@@ -165,16 +165,14 @@ class Catalogue:
         totals = self.totals.get(message.pipeline)
         if totals is None:
             return
-        replayed: Iterable[str] = ()
-        if isinstance(message, Batch):
-            rejected, replayed = len(message.rejected), message.replayed.values()
-        else:
-            rejected = message.rejected
-        totals.add(
-            Totals(message.accepted, rejected, sum(message.duplicates.values()),
-                   filtered=message.filtered)
-        )  # fmt: skip
-        for code in replayed:
+        totals.accepted += message.accepted
+        totals.filtered += message.filtered
+        totals.duplicates += sum(message.duplicates.values())
+        if isinstance(message, Upload):
+            totals.rejected += message.rejected
+            return
+        totals.rejected += len(message.rejected)
+        for code in message.replayed.values():
             if code == "late":  # what it was counted as before it came to life
                 totals.accepted -= 1
             else:

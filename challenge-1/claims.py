@@ -17,7 +17,7 @@ from projection import Projection
 from spool import Appended
 
 
-@dataclass
+@dataclass(slots=True)
 class Claimed:
     """What is new in a body, in order, and how many repeats it held by source."""
 

@@ -33,7 +33,7 @@ class Rejected(Struct, array_like=True):
     whole: bool = True  # these are all its bytes
 
 
-@dataclass
+@dataclass(slots=True)
 class Block:
     """What a stretch of a body came to; `lines` are the raw bytes of `events`, in their order."""
 

@@ -189,11 +189,11 @@ class Intake:
             self.accepted, duplicates, self.rejected, skip,
             Promise(*key, receipt) if key else None, self.filtered,
         )  # fmt: skip
-        promise = pipeline.submit(UPLOAD, upload, key, receipt)
+        settled = partial(pipeline.upload_settled, upload, receipt)
+        promise = pipeline.submit(UPLOAD, upload, settled)
         self._path = None  # from here on the log decides whether the file stays
         if newer is not None:
             pipeline.claims.claim_upload(newer, promise)
-        promise.add_done_callback(partial(pipeline.upload_settled, upload, receipt))
         await asyncio.shield(promise)
         return receipt
 

@@ -1,10 +1,13 @@
 """What can be set from outside, under the bare names of the environment."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+LogLevel = Annotated[Level, BeforeValidator(lambda text: str(text).upper())]
 
 
 class Settings(BaseSettings):
@@ -25,9 +28,7 @@ class Settings(BaseSettings):
         default=Path("message_queue"), description="Directory of the durable log."
     )
     port: int = Field(default=8080, ge=0, le=65_535, description="Port of `python app.py`.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="Least level that is logged."
-    )
+    log_level: LogLevel = Field(default="INFO", description="Least level that is logged.")
     max_event_bytes: int = Field(
         default=1024 * 1024, ge=1024, le=16 * 1024 * 1024, description="Largest single event."
     )

@@ -482,58 +482,46 @@ class Pipeline:
             claimed.duplicates, rejected, Promise(*key, receipt) if key else None,
             filtered=filtered, replayed=replayed or {},
         )  # fmt: skip
+        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        settled = partial(self._batch_settled, batch, events, claimed.keys, receipt, durable)
         try:
-            promise = self.submit(BATCH, batch, key, receipt)
+            self.submit(BATCH, batch, settled)
         except QueueError:
             self.claims.settle(claimed.keys, durable=False)
             raise
         projection.arrived(events, arrival)
         self.revival.revived.update(batch.replayed)
-        promise.add_done_callback(
-            partial(self._batch_settled, batch, events, claimed.keys, receipt)
-        )
-        await asyncio.shield(promise)
+        await durable  # not the log's promise: whoever is cancelled here cancels nothing there
         return receipt
 
     def submit(
-        self, kind: int, message: Batch | Upload, key: Key | None, receipt: Receipt
+        self,
+        kind: int,
+        message: Batch | Upload | Put | Drop | Rebuild | Idle,
+        settled: Callable[[Appended], None],
     ) -> Appended:
-        """Hand a message to the log, with the promise of its answer."""
+        """Hand a message to the log; `settled` is told as soon as that took or refused it."""
         promise = self.queue.submit(kind, encode(message))
         self._submitted.add(promise)
-        promise.add_done_callback(self._submission_settled)
-        if key is not None:
-            self.answers.submitted(key)
-            promise.add_done_callback(partial(self._answer_settled, key, receipt))
+        promise.add_done_callback(partial(self._settled, settled))
+        if isinstance(message, Batch | Upload) and message.promise is not None:
+            self.answers.submitted(message.promise.key)
         return promise
 
-    def _submit_alone(self, kind: int, message: Put | Drop | Rebuild | Idle) -> Appended:
-        """Hand a message to the log that is no batch; the applier reads it there."""
-        promise = self.queue.submit(kind, encode(message))
-        self._submitted.add(promise)
-        promise.add_done_callback(self._submission_settled)
-        promise.add_done_callback(self._wake)
-        return promise
-
-    async def _log_alone(self, kind: int, message: Put | Drop | Rebuild) -> int:
-        """The same, durable when this returns where it ends."""
-        _, end = await asyncio.shield(self._submit_alone(kind, message))
-        return end
-
-    def _submission_settled(self, promise: Appended) -> None:
+    def _settled(self, settled: Callable[[Appended], None], promise: Appended) -> None:
         self._submitted.discard(promise)
         self.queue_works = promise.exception() is None
+        settled(promise)
+
+    async def _log_alone(self, kind: int, message: Put | Drop | Rebuild) -> int:
+        """Log what is no batch, durable when this returns where it ends; the applier reads it."""
+        _, end = await asyncio.shield(self.submit(kind, message, self._wake))
+        return end
 
     def _wake(self, promise: Appended) -> None:
         """The log has grown by something that is not handed over."""
         if self._applier is not None and promise.exception() is None:
             self._applier.wake()
-
-    def _answer_settled(self, key: Key, receipt: Receipt, promise: Appended) -> None:
-        error = promise.exception()
-        if error is None:
-            receipt.position = promise.result()[1]
-        self.answers.settled(key, receipt, error)
 
     def _batch_settled(
         self,
@@ -541,29 +529,38 @@ class Pipeline:
         events: list[Any],
         keys: list[int],
         receipt: Receipt,
+        durable: "asyncio.Future[None]",
         promise: Appended,
     ) -> None:
-        is_durable = promise.exception() is None
-        self.claims.settle(keys, durable=is_durable)
-        if not is_durable:
+        error = promise.exception()
+        self.claims.settle(keys, durable=error is None)
+        if error is not None:
             self.revival.revived.difference_update(batch.replayed)
+            self.answers.settled(batch.promise, error)
+            if not durable.done():
+                durable.set_exception(error)
             return
-        start, end = promise.result()
-        receipt.position = end
+        start, receipt.position = promise.result()
         self._count(batch)
+        self.answers.settled(batch.promise)
         self.rate.add(batch.accepted, time.monotonic())
         if self._applier is not None:
-            self._applier.hand_over(Handed(start, end, batch, events))
+            self._applier.hand_over(Handed(start, receipt.position, batch, events))
+        if not durable.done():
+            durable.set_result(None)
 
     def upload_settled(self, upload: Upload, receipt: Receipt, promise: Appended) -> None:
         """The log has taken an upload, or has refused it."""
-        if promise.exception() is not None:
+        error = promise.exception()
+        if error is not None:
             with suppress(OSError):
                 (self.uploads / upload.name).unlink()
+            self.answers.settled(upload.promise, error)
             return
         receipt.position = promise.result()[1]
         self._upload_backlog += upload.length
         self._count(upload)
+        self.answers.settled(upload.promise)
         self.rate.add(upload.accepted, time.monotonic())
         self._wake(promise)
 
@@ -580,7 +577,7 @@ class Pipeline:
         if not self.queue_works:
             with suppress(QueueRefused):
                 probe = self.queue.submit(PROBE, b"")
-                probe.add_done_callback(self._submission_settled)
+                probe.add_done_callback(partial(self._settled, lambda _: None))
                 await asyncio.shield(probe)
         return self.queue_works
 
@@ -622,7 +619,7 @@ class Pipeline:
 
         def submit() -> None:
             if self._applier is not None and self.queue_works:
-                self._submit_alone(IDLE, idle)
+                self.submit(IDLE, idle, self._wake)
 
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(submit)

@@ -70,7 +70,7 @@ from utils import (
 )
 
 log = structlog.stdlib.get_logger("resources")
-settings = Settings()
+settings = web.read_settings(Settings)
 
 AT_ONCE = {"drills": 4, "runs": 4, "queries": 8}  # under way at the same time
 RUN_SECONDS = 10.0
@@ -118,6 +118,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
             raise
         reasons = error.exceptions if isinstance(error, AcquireErrorGroup) else [error]
         sentences = "; ".join(str(reason) for reason in reasons)
+        if isinstance(error, OSError) and error.filename:
+            sentences = f"EMBEDDED_DIR cannot be used: {error.strerror} ({error.filename})."
         raise web.StartupRefused(f"Not started: {sentences}") from error
 
 

@@ -43,6 +43,7 @@ from models import (
 from probing import Probe
 from registry import RESERVED
 from settings import Settings
+from stores import StoreError
 from utils import (
     CAPABILITIES,
     APIContractBase,
@@ -156,7 +157,11 @@ def build(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service = service
         await run_in_threadpool(service.loader.load)
-        service.cluster = await run_in_threadpool(cluster.join, settings)
+        try:
+            service.cluster = await run_in_threadpool(cluster.join, settings)
+        except StoreError as error:  # an outage is none: that degrades, and ends with the server
+            service.loader.close()
+            raise web.StartupRefused(str(error)) from error
         try:
             yield
         finally:
@@ -532,7 +537,7 @@ def _add_admin_routes(app: FastAPI, service: Service, token: bytes) -> None:
         add(verb, summary)
 
 
-settings = Settings()
+settings = web.read_settings(Settings)
 app: FastAPI = build(settings)
 
 if __name__ == "__main__":

@@ -75,12 +75,17 @@ class RedisStore:
         self._errors: tuple[type[Exception], ...] = (redis.RedisError, OSError)
         self._prefix = f"{{{prefix}}}"  # one slot, also on a cluster
         self._expiry_ms = int(expiry_seconds * 1000)
-        self._client: Any = redis.Redis.from_url(
-            url,
-            socket_timeout=timeout_seconds,
-            socket_connect_timeout=timeout_seconds,
-            retry=Retry(NoBackoff(), 0),
-        )
+        try:
+            self._client: Any = redis.Redis.from_url(
+                url,
+                socket_timeout=timeout_seconds,
+                socket_connect_timeout=timeout_seconds,
+                retry=Retry(NoBackoff(), 0),
+            )
+        except ValueError:
+            raise StoreError(
+                "The address of Redis cannot be used: REDIS_URL is like redis://host:6379/0."
+            ) from None
         self._announce = self._client.register_script(_ANNOUNCE)
 
     @property

@@ -1,10 +1,13 @@
 """What can be set from outside, under the bare names of the environment."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+LogLevel = Annotated[Level, BeforeValidator(lambda text: str(text).upper())]
 
 
 class Settings(BaseSettings):
@@ -36,9 +39,7 @@ class Settings(BaseSettings):
     redis_port: int = Field(default=6379, ge=1, le=65_535, description="The port.")
     redis_db: int = Field(default=0, ge=0, le=1000, description="The number of the database.")
     port: int = Field(default=8080, ge=0, le=65_535, description="Port of `python app.py`.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="Least level that is logged."
-    )
+    log_level: LogLevel = Field(default="INFO", description="Least level that is logged.")
     api_key: SecretStr | None = Field(
         default=None, description="Required as X-API-Key once set; without it only loopback."
     )

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import psutil
 import structlog
@@ -42,7 +42,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -64,6 +64,7 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:/+=-]{1,128}")
 
 Check = Callable[[], bool | Awaitable[bool]]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
+S = TypeVar("S", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,21 @@ class App(FastAPI):
         return super().openapi()
 
 
+def read_settings(kind: Callable[[], S]) -> S:
+    """Read them from the environment; what cannot be used ends the process with a line each."""
+    try:
+        return kind()
+    except ValidationError as error:
+        wrong = [
+            f"{'_'.join(map(str, each['loc'])).upper() or 'The environment'} cannot be used: "
+            f"{_message(each).removesuffix('.')}. Correct or unset it."
+            for each in error.errors()
+        ]
+    except UnicodeDecodeError:
+        wrong = ["The file .env cannot be used: it is not valid UTF-8."]
+    sys.exit("\n".join(wrong))
+
+
 def serve(app: FastAPI, *, port: int, host: str = "127.0.0.1") -> None:
     """Run the app until it is stopped; a port in use ends the process with one line naming it."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -262,39 +278,27 @@ class Gate:
         self.streaming = streaming
         self.stopping = asyncio.Event()
         self.requests: dict[tuple[str, int], int] = {}
-        self._waiting: set[_Wait] = set()
-        self._sweep: asyncio.TimerHandle | None = None
+        self.waiting: set[_Wait] = set()  # for clients; one timer watches all of them
+        self.sweep: asyncio.TimerHandle | None = None
         self._process_id = uuid.uuid4().hex[:16]
         self._counter = itertools.count()
 
     def stop(self) -> None:
         """End what waits for clients: the server has been told to stop."""
         self.stopping.set()
-        loop = asyncio.get_running_loop()
-        loop.call_later(STOP_GRACE_SECONDS, self._give_up_slow_clients)
-        loop.call_later(2 * STOP_GRACE_SECONDS, _abort_unread)
+        _later(STOP_GRACE_SECONDS, self.give_up_slow_clients)
+        _later(2 * STOP_GRACE_SECONDS, _abort_unread)
 
-    def expect(self, wait: "_Wait") -> None:
-        """Watch a client that has to send or to read; one timer serves all of them."""
-        self._waiting.add(wait)
-        if self._sweep is None:
-            loop = asyncio.get_running_loop()
-            self._sweep = loop.call_later(SWEEP_SECONDS, self._give_up_slow_clients)
-
-    def done(self, wait: "_Wait") -> None:
-        """The client did what it was waited for."""
-        self._waiting.discard(wait)
-
-    def _give_up_slow_clients(self) -> None:
+    def give_up_slow_clients(self) -> None:
+        """Cancel the waits that took too long, and look again while there are others."""
         now = time.monotonic()
-        for wait in self._waiting:
+        for wait in self.waiting:
             if not wait.gave_up and (self.stopping.is_set() or wait.deadline <= now):
                 wait.gave_up = True
                 wait.task.cancel()
-        self._sweep = None
-        if self._waiting:
-            loop = asyncio.get_running_loop()
-            self._sweep = loop.call_later(SWEEP_SECONDS, self._give_up_slow_clients)
+        self.sweep = None
+        if self.waiting:
+            self.sweep = _later(SWEEP_SECONDS, self.give_up_slow_clients)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] == "http":
@@ -352,10 +356,13 @@ class _Wait:
         self.task = cast("asyncio.Task[Any]", asyncio.current_task())
 
     def __enter__(self) -> None:
-        self.gate.expect(self)
+        gate = self.gate
+        gate.waiting.add(self)
+        if gate.sweep is None:
+            gate.sweep = _later(SWEEP_SECONDS, gate.give_up_slow_clients)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.gate.done(self)
+        self.gate.waiting.discard(self)
         if kind is asyncio.CancelledError and self.gave_up and self.task.uncancel() == 0:
             raise _GaveUp from None
 
@@ -590,7 +597,11 @@ def _abort_unread() -> None:
         if each.transport.get_write_buffer_size():
             each.transport.abort()
     if own:
-        loop.call_later(STOP_GRACE_SECONDS, _abort_unread)
+        _later(STOP_GRACE_SECONDS, _abort_unread)
+
+
+def _later(seconds: float, call: Callable[..., None], *arguments: Any) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(seconds, call, *arguments)
 
 
 def _close_stalled_connections(head_seconds: float) -> None:
@@ -628,8 +639,7 @@ def _sweeping(connection_made: Callable[[Any, Any], None]) -> Any:
             schedule(protocol, state, waiting)
 
     def schedule(protocol: Any, state: Any, seen: dict[Any, Any]) -> None:
-        loop = asyncio.get_running_loop()
-        state.sweep = loop.call_later(protocol.sweep_seconds, sweep, protocol, state, seen)
+        state.sweep = _later(protocol.sweep_seconds, sweep, protocol, state, seen)
 
     def made(protocol: Any, transport: Any) -> None:
         connection_made(protocol, transport)

@@ -37,7 +37,7 @@ from uploads import UploadRefused
 from utils import LazyCollection, LazyError
 
 log = structlog.stdlib.get_logger("lazy")
-settings = Settings()
+settings = web.read_settings(Settings)
 
 CHECK_SECONDS = 100  # for the lines of an upload, once they are here
 

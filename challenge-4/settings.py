@@ -1,10 +1,13 @@
 """What can be set from outside, under the bare names of the environment."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+LogLevel = Annotated[Level, BeforeValidator(lambda text: str(text).upper())]
 
 
 class Settings(BaseSettings):
@@ -38,9 +41,7 @@ class Settings(BaseSettings):
         default=1024**3, ge=1024, le=1024**4, description="Largest upload, in bytes."
     )
     port: int = Field(default=8080, ge=0, le=65_535, description="Port of `python app.py`.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="Least level that is logged."
-    )
+    log_level: LogLevel = Field(default="INFO", description="Least level that is logged.")
     api_key: SecretStr | None = Field(
         default=None, description="Required as X-API-Key once set; without it only loopback."
     )

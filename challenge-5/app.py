@@ -71,7 +71,7 @@ from views import attempts_of, duration_of, shown, utc
 __all__ = ["app", "catalogue"]
 
 log = structlog.stdlib.get_logger("scheduler")
-settings = Settings()
+settings = web.read_settings(Settings)
 
 STOP_SECONDS = 1.0  # for running tasks to finish when the server is told to stop
 LONGEST_POLL = 60.0
@@ -94,8 +94,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     )
     try:
         await asyncio.to_thread(scheduler.run)
-    except (SchedulerError, OSError) as error:
+    except SchedulerError as error:
         raise web.StartupRefused(str(error)) from error
+    except OSError as error:
+        raise web.StartupRefused(
+            f"The database cannot be opened: {error.strerror} ({error.filename}). Set "
+            "SCHEDULER_DB_PATH to a place where this user may write."
+        ) from error
     news = News()
     news.listen(scheduler)
     app.state.scheduler, app.state.news = scheduler, news

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import pytest
@@ -349,6 +349,22 @@ def test_a_refused_start_prints_one_sentence(said: Log) -> None:
 
     assert len(said.lines("in use by process 7")) == 1
     assert "Traceback" not in said.getvalue()
+
+
+def test_settings_that_cannot_be_used_are_named_one_a_line_without_their_text() -> None:
+    class Settings(BaseModel):
+        port: int = Field(le=65_535)
+        log_level: Literal["INFO"]
+
+    with pytest.raises(SystemExit) as refused:
+        web.read_settings(partial(Settings.model_validate, {"port": "hunter2", "log_level": ""}))
+
+    assert str(refused.value).splitlines() == [
+        "PORT cannot be used: Input should be a valid integer, unable to parse string as an "
+        "integer. Correct or unset it.",
+        "LOG_LEVEL cannot be used: Input should be 'INFO'. Correct or unset it.",
+    ]
+    assert web.read_settings(partial(Thing, name="ok", number=1)).number == 1
 
 
 def test_piped_logs_are_one_json_object_a_line(serve: Callable[..., str], said: Log) -> None:

@@ -319,6 +319,20 @@ class TestHosts:
         server.stop()
         assert "hush" not in server.log.read_text()
 
+    def test_an_address_that_is_none_ends_the_start_with_one_sentence(
+        self, make_server: Callable[[], Any], needs: Any
+    ) -> None:
+        needs.package("redis", "requirements-services.txt")
+        server = make_server()
+
+        with pytest.raises(AssertionError, match="the server ended"):
+            server.start(REDIS_URL="hunter2")
+
+        log = server.log.read_text()
+        assert log.count("The address of Redis cannot be used: REDIS_URL is like redis://") == 1
+        assert "Traceback" not in log
+        assert "hunter2" not in log
+
     def test_hosts_without_redis_share_a_file(
         self, make_server: Callable[[], Any], tmp_path: Path
     ) -> None:
