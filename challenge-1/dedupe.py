@@ -13,7 +13,7 @@ from mmap import mmap
 from typing import Final
 
 GENERATIONS: Final = 4  # one filling, three full: at least the last capacity keys
-LOAD: Final = 0.67
+LOAD: Final = 0.7
 KEY_BYTES: Final = 8
 
 
@@ -37,35 +37,38 @@ class KeyHash:
 class _Generation:
     """A set of at most `limit` keys that only grows."""
 
-    __slots__ = ("_mask", "_slots", "count", "limit")
+    __slots__ = ("_size", "_slots", "count", "limit")
 
     def __init__(self, limit: int) -> None:
-        size = 1 << max(4, int(limit / LOAD).bit_length())
-        self._mask = size - 1
+        size = self._size = int(limit / LOAD) + 2
         # Mapped, not allocated: an empty table costs nothing, a dropped one goes back at once.
         self._slots = memoryview(mmap(-1, KEY_BYTES * size)).cast("Q")
         self.limit = limit
         self.count = 0
 
     def __contains__(self, key: int) -> bool:
-        slots, mask = self._slots, self._mask
-        place = key & mask
+        slots, size = self._slots, self._size
+        place = key % size
         while found := slots[place]:
             if found == key:
                 return True
-            place = (place + 1) & mask
+            place += 1
+            if place == size:
+                place = 0
         return False
 
     def __iter__(self) -> Iterator[int]:
         return (key for key in self._slots if key)
 
     def add(self, key: int) -> None:
-        slots, mask = self._slots, self._mask
-        place = key & mask
+        slots, size = self._slots, self._size
+        place = key % size
         while found := slots[place]:
             if found == key:
                 return
-            place = (place + 1) & mask
+            place += 1
+            if place == size:
+                place = 0
         slots[place] = key
         self.count += 1
 
@@ -76,10 +79,12 @@ class SeenKeys:
     Not thread-safe; the event loop owns it.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, expected: int | None = None) -> None:
+        """With `expected` the first table has room for so many, where that is less."""
         self.capacity = capacity
         self._limit = -(-capacity // (GENERATIONS - 1))
-        self._generations = [_Generation(self._limit)]
+        first = self._limit if expected is None else min(expected, self._limit)
+        self._generations = [_Generation(first)]
 
     def __contains__(self, key: int) -> bool:
         for generation in self._generations:  # noqa: SIM110  (any() costs twice as much)

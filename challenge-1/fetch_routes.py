@@ -1,12 +1,13 @@
 """Fetching over HTTP: `POST /fetch/runs` begins a run, `GET /fetch/runs/{id}` tells how far it is.
 
 One run at a time: the sources are asked at one rate, and there is one out/summary.json. What is
-fetched from where is configuration (config.yaml, PIPELINE_*), never part of a request.
+fetched from where is configuration (config.yaml, PIPELINE_*), never part of a request. What fetches
+is imported by the first run: a service that only takes webhooks does without its 7 MB.
 """
 
 import asyncio
 from collections import OrderedDict
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import structlog
 from fastapi import APIRouter, Body, Path, Request, Response
@@ -14,12 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 import web
-from doors import PipelineDoor
-from fetch_settings import ConfigurationError, FetchSettings, load
-from fetching import FetchRun
 from holder import Held, Holder
 from journal import NothingToResume
-from limiter import RateLimiter
+
+if TYPE_CHECKING:
+    from fetch_settings import FetchSettings
+    from fetching import FetchRun
+    from limiter import RateLimiter
 
 log = structlog.stdlib.get_logger("fetch")
 router = APIRouter(prefix="/fetch", tags=["fetch"])
@@ -103,7 +105,7 @@ class Runs:
                 run_id=self.active.id,
             )
 
-    def start(self, run: FetchRun, lock: Holder, stopping: asyncio.Event) -> None:
+    def start(self, run: "FetchRun", lock: Holder, stopping: asyncio.Event) -> None:
         """Begin it; raise NothingToResume. It ends by itself, or with the server."""
         try:
             run.prepare()
@@ -114,7 +116,7 @@ class Runs:
         self._ended.pop(run.id, None)  # resumed
         self._task = asyncio.create_task(self._run(run, lock, stopping))
 
-    async def _run(self, run: FetchRun, lock: Holder, stopping: asyncio.Event) -> None:
+    async def _run(self, run: "FetchRun", lock: Holder, stopping: asyncio.Event) -> None:
         stop = asyncio.create_task(_cut_when(stopping, run))
         try:
             await run.run()
@@ -130,7 +132,7 @@ class Runs:
                 self._ended.popitem(last=False)
 
 
-async def _cut_when(stopping: asyncio.Event, run: FetchRun) -> None:
+async def _cut_when(stopping: asyncio.Event, run: "FetchRun") -> None:
     await stopping.wait()
     run.cut("stopped")
 
@@ -162,6 +164,9 @@ async def start(
     runs.refuse_a_second()
     settings = await run_in_threadpool(_settings, wanted)
     runs.refuse_a_second()  # one may have begun meanwhile
+    from doors import PipelineDoor
+    from fetching import FetchRun
+
     try:
         door = None
         if settings.pipeline is not None:
@@ -206,7 +211,10 @@ async def progress(
     return answer
 
 
-def _settings(wanted: RunRequest) -> FetchSettings:
+def _settings(wanted: RunRequest) -> "FetchSettings":
+    import fetching  # noqa: F401  (takes its time here, in a thread; then `start` has it)
+    from fetch_settings import ConfigurationError, load
+
     try:
         settings = load().settings
     except ConfigurationError as error:
@@ -235,7 +243,7 @@ def _settings(wanted: RunRequest) -> FetchSettings:
     return settings.model_copy(update=changes)
 
 
-def _answer(run: FetchRun) -> RunAnswer:
+def _answer(run: "FetchRun") -> RunAnswer:
     summary = run.summary
     shown = None
     if summary is not None:

@@ -122,7 +122,7 @@ class Intake:
                 return await self._publish(status, key, b"", {}, None)
             async with pipeline.claims.merging:
                 await pipeline.settled()  # keys that are not certain yet
-                newer = SeenKeys(pipeline.dedupe_keys)
+                newer = SeenKeys(pipeline.dedupe_keys, expected=self._staged)
                 skip, duplicates = await self._find_duplicates(newer)
                 return await self._publish(status, key, skip, duplicates, newer)
         except OSError as error:
