@@ -14,7 +14,8 @@
         finally:
             run.end()
 
-Constants are parameters, so that plans of the same shape share the code. Operations that need
+Constants are parameters, so that plans of the same shape share the code. `collect` runs a variant
+that appends `v` to a list where this one yields it. Operations that need
 whole groups of elements (batch, window, sort, zip, …) start a new segment that reads the one
 before. Everything here is iterative: thousands of operations are no problem.
 """
@@ -44,7 +45,7 @@ class TooManyKeysError(LazyError):
 
 
 Segment = tuple[list[Op], list[int]]  # operations that run in one loop, and their numbers
-Chain = Callable[..., Iterator[Any]]
+Chain = Callable[..., Any]  # a generator function, or one that fills a list
 HEADS = frozenset({"batch", *GROUPINGS})
 _CALLING = frozenset({"map", "filter", "flat_map", "take_while", "skip_while", "keyed"})
 _FAILING = _CALLING | {"distinct", "tap", "scan", "reduce", "row"}
@@ -237,7 +238,7 @@ def iterate(source: Source, ops: tuple[Op, ...], meter: Meter | None = None) -> 
     """Run a plan. Nothing is opened before the first element is asked for."""
     if source.is_late:
         return _iterate_late(source, ops, meter)
-    return compose(prepare(source, ops), meter)
+    return Execution(prepare(source, ops), meter).stream()
 
 
 def _iterate_late(source: Source, ops: tuple[Op, ...], meter: Meter | None) -> Iterator[Any]:
@@ -250,34 +251,95 @@ def iterate_pushed(
 ) -> Iterator[Any]:
     """Run what a source has left over, then close the source."""
     try:
-        yield from compose(prepare(pushed, left), meter)
+        yield from Execution(prepare(pushed, left), meter).stream()
     finally:
         pushed.close()
 
 
-def compose(prepared: Prepared, meter: Meter | None = None) -> Iterator[Any]:
-    """The generator of the last segment, reading the ones before it."""
-    source, window, ops, numbers, _ = prepared
-    inline = is_on()
-    stream: Any = None
-    parts = list(segments(ops, numbers))
-    if len(parts) > 2 and meter is None:
-        parts = _join_concats(parts)
-    if len(parts) > 1 and not parts[0][0]:
+def gather(source: Source, ops: tuple[Op, ...]) -> list[Any]:
+    """Run a plan to its end; its last loop appends to the list, instead of yielding to one."""
+    try:
+        if not source.is_late:
+            return Execution(prepare(source, ops)).gather()
+        pushed, left = source.push(ops)
+        try:
+            return Execution(prepare(pushed, left)).gather()
+        finally:
+            pushed.close()
+    except StopIteration as error:  # as in a generator: for a caller it would mean the end
+        raise RuntimeError("StopIteration was raised outside of the operations.") from error
+
+
+class Execution:
+    """One iteration of a plan: the generators of its segments, each reading the one before."""
+
+    __slots__ = ("inline", "meter", "segments", "source", "window")
+
+    def __init__(self, prepared: Prepared, meter: Meter | None = None) -> None:
+        self.source, self.window, ops, numbers, _ = prepared
+        self.meter = meter
+        self.inline = is_on()
+        parts = list(segments(ops, numbers))
+        if len(parts) > 1:
+            if meter is None:
+                parts = _join_concats(parts)
+            parts = list(_apart(parts))
+        self.segments = parts
+
+    def stream(self) -> Iterator[Any]:
+        """The elements, as they are asked for."""
+        stream: Iterator[Any] = self._nested(self.segments)
+        return stream
+
+    def gather(self) -> list[Any]:
+        """The elements in a list."""
+        *before, last = self.segments
+        if _is_grouping(last):
+            return list(self.stream())
+        out: list[Any] = []
+        self._loop(last, self._nested(before) if before else None, out)
+        return out
+
+    def _nested(self, parts: list[Segment]) -> Any:
+        stream: Any = None
+        for part in parts:
+            if _is_grouping(part):
+                (op,), (number,) = part
+                stream = GROUPINGS[op[0]](stream, op, number, _open)
+                if self.meter is not None:
+                    stream = self.meter.measure(stream, number)
+            else:
+                stream = self._loop(part, stream)
+        return stream
+
+    def _loop(self, part: Segment, upstream: Any, out: list[Any] | None = None) -> Any:
+        """The generator of a segment; with a list, run it to its end."""
+        ops, numbers = part
+        arguments: list[Any] = [Run(self.source, self.window, upstream, ops, numbers)]
+        if out is not None:
+            arguments.append(out)
+        shape: list[Any] = [upstream is None, out is not None, self.meter is not None]
+        shape.extend(_shape_of(op, self.inline, arguments) for op in ops)
+        if self.meter is not None:
+            arguments += self.meter, numbers
+        return function_for(tuple(shape))(*arguments)
+
+
+def _is_grouping(part: Segment) -> bool:
+    return bool(part[0]) and part[0][0][0] in GROUPINGS
+
+
+def _apart(parts: list[Segment]) -> Iterator[Segment]:
+    """Groupings as segments of their own; the first segment is one that reads the source."""
+    if not parts[0][0] and parts[1][0][0][0] not in GROUPINGS:
         del parts[0]
-    for part, order in parts:
-        if part and (head := GROUPINGS.get(part[0][0])):
-            if stream is None:
-                stream = _run(source, window, None, [], [], inline, meter)
-            stream = head(stream, part[0], order[0], _open)
-            if meter is not None:
-                stream = meter.measure(stream, order[0])
-            part, order = part[1:], order[1:]
-            if not part:
-                continue
-        stream = _run(source, window, stream, part, order, inline, meter)
-    result: Iterator[Any] = stream
-    return result
+    for ops, numbers in parts:
+        if not _is_grouping((ops, numbers)):
+            yield ops, numbers
+            continue
+        yield ops[:1], numbers[:1]
+        if len(ops) > 1:
+            yield ops[1:], numbers[1:]
 
 
 def _join_concats(parts: list[Segment]) -> list[Segment]:
@@ -295,25 +357,6 @@ def _join_concats(parts: list[Segment]) -> list[Segment]:
 
 def _open(source: Source) -> Iterator[Any]:
     return iterate(source, ())
-
-
-def _run(
-    source: Source,
-    window: range,
-    upstream: Any,
-    ops: list[Op],
-    numbers: list[int],
-    inline: bool,
-    meter: Meter | None,
-) -> Iterator[Any]:
-    run = Run(source, window, upstream, ops, numbers)
-    shape: list[Any] = [upstream is None]
-    arguments: list[Any] = []
-    shape.extend(_shape_of(op, inline, arguments) for op in ops)
-    if meter is not None:
-        shape[0] = ("metered", upstream is None)
-        return function_for(tuple(shape))(run, *arguments, meter, numbers)
-    return function_for(tuple(shape))(run, *arguments)
 
 
 def _shape_of(op: Op, inline: bool, arguments: list[Any]) -> Any:

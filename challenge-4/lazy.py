@@ -17,7 +17,7 @@ from types import FunctionType
 from typing import Any, Generic, Self, TypeGuard, TypeVar, overload
 
 from caching import CachedSource
-from compiler import MISSING, iterate
+from compiler import MISSING, gather, iterate
 from explaining import Explanation, describe_plan, explain
 from expressions import Expr, col, record
 from files import CsvFile, NdjsonFile, write_csv, write_ndjson
@@ -297,7 +297,7 @@ class LazyCollection(Generic[T]):
         """
         check_number("page", "number", number, 1)
         check_number("page", "size", size, 1)
-        items = list(self.skip((number - 1) * size).take(size + 1))
+        items = self.skip((number - 1) * size).take(size + 1).collect()
         total = self.count() if count else self._length()
         return Page(items[:size], number, size, len(items) > size, total)
 
@@ -336,7 +336,7 @@ class LazyCollection(Generic[T]):
 
     def collect(self) -> list[T]:
         """All elements as a list."""
-        return list(iterate(self._source, self._ops))
+        return gather(self._source, self._ops)
 
     def first(self, default: U = MISSING) -> T | U:
         """The first element, or the default; without one, an empty collection is an error."""
