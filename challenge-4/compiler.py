@@ -15,29 +15,33 @@
             run.end()
 
 Constants are parameters, so that plans of the same shape share the code. `collect` runs a variant
-that appends `v` to a list where this one yields it. Operations that need
-whole groups of elements (batch, window, sort, zip, …) start a new segment that reads the one
-before. Everything here is iterative: thousands of operations are no problem.
+that appends `v` to a list where this one yields it. Operations that need whole groups of elements
+(batch, window, sort, zip, …) start a new segment that reads the one before. Everything here is
+iterative, and many segments take turns (`relaying.py`): thousands of operations are no problem.
 """
 
 import linecache
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count as counting
 from itertools import islice
 from typing import Any, NamedTuple
 
 from expressions import GUARD
-from grouping import GROUPINGS
+from grouping import ASKING, GROUPINGS
 from inlining import face_of, is_on
 from metering import Meter
 from notes import blame
+from relaying import END, NEED, Stage, relay
 from sources import EVERYTHING, LazyError, Op, Source
 from writing import write_chain
 
 MAX_SHAPES = 256  # generated functions kept
 MAX_LOOPS = 8  # Python nests 20 blocks at most
+MAX_REPLACED_LOOPS = 12  # that one `catch(replace=…)` covers: it needs all in one function
 MAX_SEGMENT_OPS = 1000
+MAX_NESTED = 60  # segments that read one another; more take turns
 
 
 class TooManyKeysError(LazyError):
@@ -59,7 +63,6 @@ class _Missing:
 
 
 MISSING: Any = _Missing()
-_END: Any = object()
 
 
 # --- from operations to segments --------------------------------------------------------------
@@ -113,17 +116,26 @@ def _spread_catches(ops: list[Op], numbers: list[int]) -> Segment:
     """Let a catch that follows a group cover the segments before the group as well.
 
     What fails there is left out, or replaced, before it is grouped: each of these segments ends
-    with a copy of the catch, which explain(analyze=True) does not count.
+    with a copy of the catch, which explain(analyze=True) does not count. One that leaves out is
+    also copied wherever it covers more loops than a segment may have.
     """
     spread: list[tuple[Op, int]] = []
     catch: tuple[Op, int] | None = None  # the one that what comes before is covered by
+    loops = 0
     for position in range(len(ops) - 1, -1, -1):
         op, number = ops[position], numbers[position]
+        if op[0] == "flat_map" and catch is not None and catch[0][2] is MISSING:
+            loops += 1
+            if loops > MAX_LOOPS:
+                spread.append(catch)
+                loops = 1
         spread.append((op, number))
         if op[0] == "catch":
-            catch = ((*op, "copy"), number)
-        elif op[0] in HEADS and catch is not None and _may_fail(ops, position):
-            spread.append(catch)
+            catch, loops = ((*op, "copy"), number), 0
+        elif op[0] in HEADS:
+            loops = 0
+            if catch is not None and _may_fail(ops, position):
+                spread.append(catch)
     spread.reverse()
     return [op for op, _ in spread], [number for _, number in spread]
 
@@ -181,31 +193,63 @@ def segments(ops: list[Op], numbers: list[int]) -> Iterator[Segment]:
     if len(ops) <= MAX_LOOPS and HEADS.isdisjoint([op[0] for op in ops]):
         yield ops, numbers
         return
+    catches = _covering(ops)
+    covered_loops = Counter(c for op, c in zip(ops, catches, strict=True) if op[0] == "flat_map")
     start = loops = 0
     for position, (name, *_) in enumerate(ops):
-        loops += name == "flat_map"
-        full = loops > MAX_LOOPS or position - start >= MAX_SEGMENT_OPS
-        # A cut must not separate `catch` from what it covers.
-        if name in HEADS or (full and not _is_covered(ops, position)):
+        catch = catches[position]
+        alone = catch is None
+        if name in HEADS or (position > start and _is_copy(ops[position - 1])):
+            cut = True
+        elif position > start and (alone or catch != catches[position - 1]):
+            # Here nothing is separated from the catch that covers it.
+            more = int(name == "flat_map") if alone else covered_loops[catch]
+            cut = loops + more > MAX_LOOPS or position - start >= MAX_SEGMENT_OPS
+        else:
+            cut = False
+        if cut:
             yield ops[start:position], numbers[start:position]
-            start, loops = position, int(name == "flat_map")
+            start, loops = position, 0
+        loops += name == "flat_map"
     yield ops[start:], numbers[start:]
 
 
-def _is_covered(ops: list[Op], position: int) -> bool:
-    for name, *_ in ops[position - 1 : position - 1 + MAX_SEGMENT_OPS]:
-        if name in HEADS:
-            return False
+def _covering(ops: list[Op]) -> list[int | None]:
+    """For each operation the position of the catch that covers it in its own segment."""
+    found: list[int | None] = []
+    following: int | None = None
+    for position in range(len(ops) - 1, -1, -1):
+        if ops[position][0] == "catch":
+            following = position
+        found.append(following)
+        if ops[position][0] in HEADS:
+            following = None
+    return found[::-1]
+
+
+def replaced_loops(ops: tuple[Op, ...]) -> int:
+    """The most flat_maps in one segment that a catch at the end would cover."""
+    most = loops = 0
+    for name, *_ in reversed(ops):
         if name == "catch":
-            return position > 0 and ops[position - 1][0] != "catch"
-    return False
+            break
+        loops = 0 if name in HEADS else loops + (name == "flat_map")
+        most = max(most, loops)
+    return most
+
+
+def _is_copy(op: Op) -> bool:
+    return len(op) == 4 and bool(op[0] == "catch")
 
 
 # --- running ----------------------------------------------------------------------------------
 
 
 class Run:
-    """One iteration over one segment: what it reads, what it has open, who is to blame."""
+    """One iteration over one segment: what it reads, what it has open, who is to blame.
+
+    A segment that asks for its elements has neither a source nor a segment before it to close.
+    """
 
     __slots__ = ("numbers", "opened", "ops", "source", "upstream", "window")
 
@@ -288,19 +332,26 @@ class Execution:
 
     def stream(self) -> Iterator[Any]:
         """The elements, as they are asked for."""
-        stream: Iterator[Any] = self._nested(self.segments)
+        stream: Iterator[Any] = (
+            self._taking_turns() if self._is_deep() else self._nested(self.segments)
+        )
         return stream
 
     def gather(self) -> list[Any]:
         """The elements in a list."""
         *before, last = self.segments
-        if _is_grouping(last):
+        if _is_grouping(last) or self._is_deep():
             return list(self.stream())
         out: list[Any] = []
-        self._loop(last, self._nested(before) if before else None, out)
+        self._loop(last, "before" if before else "source", self._nested(before), out)
         return out
 
+    def _is_deep(self) -> bool:
+        # What is below the source nests as well: together they stay below 2 * MAX_NESTED.
+        return len(self.segments) > MAX_NESTED >> self.source.depth
+
     def _nested(self, parts: list[Segment]) -> Any:
+        """Each segment reads the one before it."""
         stream: Any = None
         for part in parts:
             if _is_grouping(part):
@@ -309,16 +360,33 @@ class Execution:
                 if self.meter is not None:
                     stream = self.meter.measure(stream, number)
             else:
-                stream = self._loop(part, stream)
+                stream = self._loop(part, "source" if stream is None else "before", stream)
         return stream
 
-    def _loop(self, part: Segment, upstream: Any, out: list[Any] | None = None) -> Any:
+    def _taking_turns(self) -> Iterator[Any]:
+        """Each segment asks for what it needs; only a `through` reads what is before it."""
+        stages: list[Stage] = []
+        for part in self.segments:
+            if not _is_grouping(part):
+                stages.append((self._loop(part, "asked" if stages else "source"), None))
+                continue
+            (op,), (number,) = part
+            if op[0] == "through":
+                before = relay(stages, self.meter)
+                stages = [(GROUPINGS[op[0]](before, op, number, _open), number)]
+            else:
+                stages.append((ASKING[op[0]](op, number, _open), number))
+        return relay(stages, self.meter)
+
+    def _loop(
+        self, part: Segment, reads: str, before: Any = None, out: list[Any] | None = None
+    ) -> Any:
         """The generator of a segment; with a list, run it to its end."""
         ops, numbers = part
-        arguments: list[Any] = [Run(self.source, self.window, upstream, ops, numbers)]
+        arguments: list[Any] = [Run(self.source, self.window, before, ops, numbers)]
         if out is not None:
             arguments.append(out)
-        shape: list[Any] = [upstream is None, out is not None, self.meter is not None]
+        shape: list[Any] = [reads, out is not None, self.meter is not None]
         shape.extend(_shape_of(op, self.inline, arguments) for op in ops)
         if self.meter is not None:
             arguments += self.meter, numbers
@@ -433,7 +501,8 @@ def release(sub: Any) -> None:
 
 _NAMESPACE: dict[str, Any] = {
     "GUARD": GUARD,
-    "END": _END,
+    "NEED": NEED,
+    "END": END,
     "TooManyKeysError": TooManyKeysError,
     "TOO_MANY_KEYS": "distinct(max_keys={0}) has met more than {0:,} different keys. Filter before "
     "it, or raise max_keys.",

@@ -21,7 +21,7 @@ class _Writer:
     """Writes the lines of one generator function, and remembers whose each line is."""
 
     def __init__(self, shape: tuple[Any, ...]) -> None:
-        self.from_source, self.gathers, self.metered, *parts = shape
+        self.reads, self.gathers, self.metered, *parts = shape
         self.shape = [part if isinstance(part, tuple) else (part,) for part in parts]
         self.lines: list[str] = []
         self.owners: list[int | None] = []  # the operation that a line belongs to
@@ -97,11 +97,13 @@ class _Writer:
         self.owners = [None] * (1 + len(head)) + self.owners + [None] * len(tail)
 
     def put_source(self) -> None:
-        self.put("source = run.begin()")
-        if self.metered and self.from_source:
+        asks = self.reads == "asked"
+        if not asks:
+            self.put("source = run.begin()")
+        if self.metered and self.reads == "source":
             self.put("source = meter.measure(source, 0)")
         if not (self.shape and self.shape[0][0] == "batch"):
-            self.put("for v in source:")
+            self.put("while (v := (yield NEED)) is not END:" if asks else "for v in source:")
             self.depth += 1
             return
         size, strict = self.argument(), self.shape[0][1]
@@ -109,7 +111,12 @@ class _Writer:
         self.depth += 1
         if self.metered:
             self.put("m = meter.start()")
-        self.put(f"v = list(islice(source, {size}))")
+        if asks:
+            self.put("v = []")
+            self.put(f"while len(v) < {size} and (w := (yield NEED)) is not END:")
+            self.put("v.append(w)", 1)
+        else:
+            self.put(f"v = list(islice(source, {size}))")
         if self.metered:
             self.put("meter.stop(numbers[0], m)")
         self.put(f"if len(v) < {size}:")

@@ -7,10 +7,20 @@ import naive
 import pytest
 from generated import HealthCheck, given, settings, st
 
+import compiler
 from lazy import LazyCollection
 from utils import it
 
 pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(params=["inlined", "called", "taking turns"])
+def execution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Functions written into the loop; functions called; segments that do not nest."""
+    monkeypatch.setenv("LAZY_INLINE", "0" if request.param == "called" else "1")
+    if request.param == "taking turns":
+        monkeypatch.setattr(compiler, "MAX_NESTED", 0)
+    return str(request.param)
 
 
 def stopping(value: Any) -> Any:
@@ -166,7 +176,7 @@ def told(error: Exception) -> str:
 )
 @given(elements=st.lists(st.integers(0, 20), max_size=12), ops=OPS, fails=st.booleans())
 def test_chains_equal_the_naive_model(
-    inlining: str, elements: list[int], ops: list[tuple[Any, ...]], fails: bool
+    execution: str, elements: list[int], ops: list[tuple[Any, ...]], fails: bool
 ) -> None:
     expected_source, source = Source(elements, fails), Source(elements, fails)
 
