@@ -347,7 +347,7 @@ class Execution:
         return out
 
     def _is_deep(self) -> bool:
-        # What is below the source nests as well: together they stay below 2 * MAX_NESTED.
+        # Caches below the source nest as well: all together stay below 2 * MAX_NESTED.
         return len(self.segments) > MAX_NESTED >> self.source.depth
 
     def _nested(self, parts: list[Segment]) -> Any:
@@ -411,7 +411,7 @@ def _apart(parts: list[Segment]) -> Iterator[Segment]:
 
 
 def _join_concats(parts: list[Segment]) -> list[Segment]:
-    """Neighbouring concats run as one, so that a thousand of them do not nest."""
+    """Neighbouring concats run as one: a thousand of them are not a thousand segments."""
     joined: list[Segment] = []
     for part, numbers in parts:
         if part and part[0][0] == "concat" and joined:

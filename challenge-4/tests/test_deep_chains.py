@@ -135,6 +135,19 @@ def test_what_is_read_is_what_is_needed_and_all_is_closed_at_once(counting: Any)
     assert source.starts == 2
 
 
+@pytest.mark.parametrize(
+    ("op", "pulls"),
+    [(("batch", 3), 3), (("window", 3, 2), 3), (("paginate", 3), 4), (("zip", [1]), 1),
+     (("sort",), 9), (("concat", [1]), 1)],
+)  # fmt: skip
+def test_a_group_reads_no_more_than_it_needs(counting: Any, op: Any, pulls: int) -> None:
+    source = counting(range(9))
+
+    plain(Lazy(source), [*GROUPS[:4] * 50, op]).first()
+
+    assert (source.pulls, source.closes) == (pulls, 1)
+
+
 def test_a_segment_that_ends_closes_those_before_it(counting: Any) -> None:
     source = counting(range(100))
     seen: list[int] = []
