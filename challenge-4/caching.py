@@ -6,7 +6,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Any
 
-from sources import EVERYTHING, LazyError, Op, Source, bounds_of
+from sources import EVERYTHING, LazyError, Op, Source, bounds_of, depth_of
 
 
 class CacheFullError(LazyError):
@@ -31,6 +31,7 @@ class CachedSource(Source):
         "_recompute",
         "_stream",
         "_traceback",
+        "depth",
         "described",
     )  # fmt: skip
 
@@ -44,6 +45,7 @@ class CachedSource(Source):
     ) -> None:
         super().__init__(())
         self.described = described
+        self.depth = depth_of(*described) + 1
         self._open = upstream
         self._max_items = max_items
         self._recompute = recompute
@@ -130,6 +132,7 @@ class CachedSource(Source):
         stream, self._stream = self._stream, None
         self._open = _nothing  # the source is no longer held
         self.described = (Source(()), ())
+        self.depth = 0
         if stream is not None:
             stream.close()  # type: ignore[attr-defined]
 

@@ -14,29 +14,34 @@
         finally:
             run.end()
 
-Constants are parameters, so that plans of the same shape share the code. Operations that need
-whole groups of elements (batch, window, sort, zip, …) start a new segment that reads the one
-before. Everything here is iterative: thousands of operations are no problem.
+Constants are parameters, so that plans of the same shape share the code. `collect` runs a variant
+that appends `v` to a list where this one yields it. Operations that need whole groups of elements
+(batch, window, sort, zip, …) start a new segment that reads the one before. Everything here is
+iterative, and many segments take turns (`relaying.py`): thousands of operations are no problem.
 """
 
 import linecache
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count as counting
 from itertools import islice
 from typing import Any, NamedTuple
 
 from expressions import GUARD
-from grouping import GROUPINGS
+from grouping import ASKING, GROUPINGS
 from inlining import face_of, is_on
 from metering import Meter
 from notes import blame
+from relaying import END, NEED, Stage, relay
 from sources import EVERYTHING, LazyError, Op, Source
 from writing import write_chain
 
 MAX_SHAPES = 256  # generated functions kept
 MAX_LOOPS = 8  # Python nests 20 blocks at most
+MAX_REPLACED_LOOPS = 12  # that one `catch(replace=…)` covers: it needs all in one function
 MAX_SEGMENT_OPS = 1000
+MAX_NESTED = 60  # segments that read one another; more take turns
 
 
 class TooManyKeysError(LazyError):
@@ -44,7 +49,7 @@ class TooManyKeysError(LazyError):
 
 
 Segment = tuple[list[Op], list[int]]  # operations that run in one loop, and their numbers
-Chain = Callable[..., Iterator[Any]]
+Chain = Callable[..., Any]  # a generator function, or one that fills a list
 HEADS = frozenset({"batch", *GROUPINGS})
 _CALLING = frozenset({"map", "filter", "flat_map", "take_while", "skip_while", "keyed"})
 _FAILING = _CALLING | {"distinct", "tap", "scan", "reduce", "row"}
@@ -58,7 +63,6 @@ class _Missing:
 
 
 MISSING: Any = _Missing()
-_END: Any = object()
 
 
 # --- from operations to segments --------------------------------------------------------------
@@ -112,17 +116,26 @@ def _spread_catches(ops: list[Op], numbers: list[int]) -> Segment:
     """Let a catch that follows a group cover the segments before the group as well.
 
     What fails there is left out, or replaced, before it is grouped: each of these segments ends
-    with a copy of the catch, which explain(analyze=True) does not count.
+    with a copy of the catch, which explain(analyze=True) does not count. One that leaves out is
+    also copied wherever it covers more loops than a segment may have.
     """
     spread: list[tuple[Op, int]] = []
     catch: tuple[Op, int] | None = None  # the one that what comes before is covered by
+    loops = 0
     for position in range(len(ops) - 1, -1, -1):
         op, number = ops[position], numbers[position]
+        if op[0] == "flat_map" and catch is not None and catch[0][2] is MISSING:
+            loops += 1
+            if loops > MAX_LOOPS:
+                spread.append(catch)
+                loops = 1
         spread.append((op, number))
         if op[0] == "catch":
-            catch = ((*op, "copy"), number)
-        elif op[0] in HEADS and catch is not None and _may_fail(ops, position):
-            spread.append(catch)
+            catch, loops = ((*op, "copy"), number), 0
+        elif op[0] in HEADS:
+            loops = 0
+            if catch is not None and _may_fail(ops, position):
+                spread.append(catch)
     spread.reverse()
     return [op for op, _ in spread], [number for _, number in spread]
 
@@ -180,31 +193,63 @@ def segments(ops: list[Op], numbers: list[int]) -> Iterator[Segment]:
     if len(ops) <= MAX_LOOPS and HEADS.isdisjoint([op[0] for op in ops]):
         yield ops, numbers
         return
+    catches = _covering(ops)
+    covered_loops = Counter(c for op, c in zip(ops, catches, strict=True) if op[0] == "flat_map")
     start = loops = 0
     for position, (name, *_) in enumerate(ops):
-        loops += name == "flat_map"
-        full = loops > MAX_LOOPS or position - start >= MAX_SEGMENT_OPS
-        # A cut must not separate `catch` from what it covers.
-        if name in HEADS or (full and not _is_covered(ops, position)):
+        catch = catches[position]
+        alone = catch is None
+        if name in HEADS or (position > start and _is_copy(ops[position - 1])):
+            cut = True
+        elif position > start and (alone or catch != catches[position - 1]):
+            # Here nothing is separated from the catch that covers it.
+            more = int(name == "flat_map") if alone else covered_loops[catch]
+            cut = loops + more > MAX_LOOPS or position - start >= MAX_SEGMENT_OPS
+        else:
+            cut = False
+        if cut:
             yield ops[start:position], numbers[start:position]
-            start, loops = position, int(name == "flat_map")
+            start, loops = position, 0
+        loops += name == "flat_map"
     yield ops[start:], numbers[start:]
 
 
-def _is_covered(ops: list[Op], position: int) -> bool:
-    for name, *_ in ops[position - 1 : position - 1 + MAX_SEGMENT_OPS]:
-        if name in HEADS:
-            return False
+def _covering(ops: list[Op]) -> list[int | None]:
+    """For each operation the position of the catch that covers it in its own segment."""
+    found: list[int | None] = []
+    following: int | None = None
+    for position in range(len(ops) - 1, -1, -1):
+        if ops[position][0] == "catch":
+            following = position
+        found.append(following)
+        if ops[position][0] in HEADS:
+            following = None
+    return found[::-1]
+
+
+def replaced_loops(ops: tuple[Op, ...]) -> int:
+    """The most flat_maps in one segment that a catch at the end would cover."""
+    most = loops = 0
+    for name, *_ in reversed(ops):
         if name == "catch":
-            return position > 0 and ops[position - 1][0] != "catch"
-    return False
+            break
+        loops = 0 if name in HEADS else loops + (name == "flat_map")
+        most = max(most, loops)
+    return most
+
+
+def _is_copy(op: Op) -> bool:
+    return len(op) == 4 and bool(op[0] == "catch")
 
 
 # --- running ----------------------------------------------------------------------------------
 
 
 class Run:
-    """One iteration over one segment: what it reads, what it has open, who is to blame."""
+    """One iteration over one segment: what it reads, what it has open, who is to blame.
+
+    A segment that asks for its elements has neither a source nor a segment before it to close.
+    """
 
     __slots__ = ("numbers", "opened", "ops", "source", "upstream", "window")
 
@@ -237,7 +282,7 @@ def iterate(source: Source, ops: tuple[Op, ...], meter: Meter | None = None) -> 
     """Run a plan. Nothing is opened before the first element is asked for."""
     if source.is_late:
         return _iterate_late(source, ops, meter)
-    return compose(prepare(source, ops), meter)
+    return Execution(prepare(source, ops), meter).stream()
 
 
 def _iterate_late(source: Source, ops: tuple[Op, ...], meter: Meter | None) -> Iterator[Any]:
@@ -250,38 +295,123 @@ def iterate_pushed(
 ) -> Iterator[Any]:
     """Run what a source has left over, then close the source."""
     try:
-        yield from compose(prepare(pushed, left), meter)
+        yield from Execution(prepare(pushed, left), meter).stream()
     finally:
         pushed.close()
 
 
-def compose(prepared: Prepared, meter: Meter | None = None) -> Iterator[Any]:
-    """The generator of the last segment, reading the ones before it."""
-    source, window, ops, numbers, _ = prepared
-    inline = is_on()
-    stream: Any = None
-    parts = list(segments(ops, numbers))
-    if len(parts) > 2 and meter is None:
-        parts = _join_concats(parts)
-    if len(parts) > 1 and not parts[0][0]:
-        del parts[0]
-    for part, order in parts:
-        if part and (head := GROUPINGS.get(part[0][0])):
-            if stream is None:
-                stream = _run(source, window, None, [], [], inline, meter)
-            stream = head(stream, part[0], order[0], _open)
-            if meter is not None:
-                stream = meter.measure(stream, order[0])
-            part, order = part[1:], order[1:]
-            if not part:
+def gather(source: Source, ops: tuple[Op, ...]) -> list[Any]:
+    """Run a plan to its end; its last loop appends to the list, instead of yielding to one."""
+    try:
+        if not source.is_late:
+            return Execution(prepare(source, ops)).gather()
+        pushed, left = source.push(ops)
+        try:
+            return Execution(prepare(pushed, left)).gather()
+        finally:
+            pushed.close()
+    except StopIteration as error:  # as in a generator: for a caller it would mean the end
+        raise RuntimeError("StopIteration was raised outside of the operations.") from error
+
+
+class Execution:
+    """One iteration of a plan: the generators of its segments, each reading the one before."""
+
+    __slots__ = ("inline", "meter", "segments", "source", "window")
+
+    def __init__(self, prepared: Prepared, meter: Meter | None = None) -> None:
+        self.source, self.window, ops, numbers, _ = prepared
+        self.meter = meter
+        self.inline = is_on()
+        parts = list(segments(ops, numbers))
+        if len(parts) > 1:
+            if meter is None:
+                parts = _join_concats(parts)
+            parts = list(_apart(parts))
+        self.segments = parts
+
+    def stream(self) -> Iterator[Any]:
+        """The elements, as they are asked for."""
+        stream: Iterator[Any] = (
+            self._taking_turns() if self._is_deep() else self._nested(self.segments)
+        )
+        return stream
+
+    def gather(self) -> list[Any]:
+        """The elements in a list."""
+        *before, last = self.segments
+        if _is_grouping(last) or self._is_deep():
+            return list(self.stream())
+        out: list[Any] = []
+        self._loop(last, "before" if before else "source", self._nested(before), out)
+        return out
+
+    def _is_deep(self) -> bool:
+        # Caches below the source nest as well: all together stay below 2 * MAX_NESTED.
+        return len(self.segments) > MAX_NESTED >> self.source.depth
+
+    def _nested(self, parts: list[Segment]) -> Any:
+        """Each segment reads the one before it."""
+        stream: Any = None
+        for part in parts:
+            if _is_grouping(part):
+                (op,), (number,) = part
+                stream = GROUPINGS[op[0]](stream, op, number, _open)
+                if self.meter is not None:
+                    stream = self.meter.measure(stream, number)
+            else:
+                stream = self._loop(part, "source" if stream is None else "before", stream)
+        return stream
+
+    def _taking_turns(self) -> Iterator[Any]:
+        """Each segment asks for what it needs; only a `through` reads what is before it."""
+        stages: list[Stage] = []
+        for part in self.segments:
+            if not _is_grouping(part):
+                stages.append((self._loop(part, "asked" if stages else "source"), None))
                 continue
-        stream = _run(source, window, stream, part, order, inline, meter)
-    result: Iterator[Any] = stream
-    return result
+            (op,), (number,) = part
+            if op[0] == "through":
+                before = relay(stages, self.meter)
+                stages = [(GROUPINGS[op[0]](before, op, number, _open), number)]
+            else:
+                stages.append((ASKING[op[0]](op, number, _open), number))
+        return relay(stages, self.meter)
+
+    def _loop(
+        self, part: Segment, reads: str, before: Any = None, out: list[Any] | None = None
+    ) -> Any:
+        """The generator of a segment; with a list, run it to its end."""
+        ops, numbers = part
+        arguments: list[Any] = [Run(self.source, self.window, before, ops, numbers)]
+        if out is not None:
+            arguments.append(out)
+        shape: list[Any] = [reads, out is not None, self.meter is not None]
+        shape.extend(_shape_of(op, self.inline, arguments) for op in ops)
+        if self.meter is not None:
+            arguments += self.meter, numbers
+        return function_for(tuple(shape))(*arguments)
+
+
+def _is_grouping(part: Segment) -> bool:
+    return bool(part[0]) and part[0][0][0] in GROUPINGS
+
+
+def _apart(parts: list[Segment]) -> Iterator[Segment]:
+    """Groupings as segments of their own; the first segment is one that reads the source."""
+    if not parts[0][0] and parts[1][0][0][0] not in GROUPINGS:
+        del parts[0]
+    for ops, numbers in parts:
+        if not _is_grouping((ops, numbers)):
+            yield ops, numbers
+            continue
+        yield ops[:1], numbers[:1]
+        if len(ops) > 1:
+            yield ops[1:], numbers[1:]
 
 
 def _join_concats(parts: list[Segment]) -> list[Segment]:
-    """Neighbouring concats run as one, so that a thousand of them do not nest."""
+    """Neighbouring concats run as one: a thousand of them are not a thousand segments."""
     joined: list[Segment] = []
     for part, numbers in parts:
         if part and part[0][0] == "concat" and joined:
@@ -295,25 +425,6 @@ def _join_concats(parts: list[Segment]) -> list[Segment]:
 
 def _open(source: Source) -> Iterator[Any]:
     return iterate(source, ())
-
-
-def _run(
-    source: Source,
-    window: range,
-    upstream: Any,
-    ops: list[Op],
-    numbers: list[int],
-    inline: bool,
-    meter: Meter | None,
-) -> Iterator[Any]:
-    run = Run(source, window, upstream, ops, numbers)
-    shape: list[Any] = [upstream is None]
-    arguments: list[Any] = []
-    shape.extend(_shape_of(op, inline, arguments) for op in ops)
-    if meter is not None:
-        shape[0] = ("metered", upstream is None)
-        return function_for(tuple(shape))(run, *arguments, meter, numbers)
-    return function_for(tuple(shape))(run, *arguments)
 
 
 def _shape_of(op: Op, inline: bool, arguments: list[Any]) -> Any:
@@ -390,7 +501,8 @@ def release(sub: Any) -> None:
 
 _NAMESPACE: dict[str, Any] = {
     "GUARD": GUARD,
-    "END": _END,
+    "NEED": NEED,
+    "END": END,
     "TooManyKeysError": TooManyKeysError,
     "TOO_MANY_KEYS": "distinct(max_keys={0}) has met more than {0:,} different keys. Filter before "
     "it, or raise max_keys.",

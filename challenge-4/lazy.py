@@ -17,18 +17,20 @@ from types import FunctionType
 from typing import Any, Generic, Self, TypeGuard, TypeVar, overload
 
 from caching import CachedSource
-from compiler import MISSING, iterate
+from compiler import MAX_REPLACED_LOOPS, MISSING, gather, iterate, replaced_loops
 from explaining import Explanation, describe_plan, explain
 from expressions import Expr, col, record
 from files import CsvFile, NdjsonFile, write_csv, write_ndjson
 from notes import shorten
 from pages import Page
-from sources import Op, Source
+from sources import Op, Source, depth_of
 
 T = TypeVar("T")
 U = TypeVar("U")
 V = TypeVar("V")
 K = TypeVar("K")
+
+MAX_DEPTH = 100  # caches and `through` in one another: some 600 of Python's 1000 frames
 
 # What changes neither number nor order of the elements.
 _LENGTH_KEEPING = frozenset({"map", "tap", "enumerate", "scan", "keyed", "row"})
@@ -182,6 +184,11 @@ class LazyCollection(Generic[T]):
         for error in errors:
             if not (isinstance(error, type) and issubclass(error, Exception)):
                 raise TypeError(f"catch() takes kinds of Exception, not {shorten(error)}.")
+        if replace is not MISSING and (loops := replaced_loops(self._ops)) > MAX_REPLACED_LOOPS:
+            raise ValueError(
+                f"catch(replace=…) covers {loops:,} flat_map operations in a row, and can cover "
+                f"{MAX_REPLACED_LOOPS}. Put another catch between them."
+            )
         return self._then("catch", errors or (Exception,), replace)  # type: ignore[no-any-return]
 
     # --- how many, and which ------------------------------------------------------------------
@@ -273,6 +280,7 @@ class LazyCollection(Generic[T]):
 
         It is called once per iteration, with the iterator of the elements before it.
         """
+        self._check_depth("through")
         return self._then("through", _function("through", function))  # type: ignore[no-any-return]
 
     # --- pages --------------------------------------------------------------------------------
@@ -297,7 +305,7 @@ class LazyCollection(Generic[T]):
         """
         check_number("page", "number", number, 1)
         check_number("page", "size", size, 1)
-        items = list(self.skip((number - 1) * size).take(size + 1))
+        items = self.skip((number - 1) * size).take(size + 1).collect()
         total = self.count() if count else self._length()
         return Page(items[:size], number, size, len(items) > size, total)
 
@@ -319,6 +327,7 @@ class LazyCollection(Generic[T]):
             check_number("cache", "max_items", max_items, 1)
         if on_overflow not in ("error", "recompute"):
             raise ValueError(f'cache(on_overflow): "error" or "recompute", not {on_overflow!r}.')
+        self._check_depth("cache")
         source, ops = self._source, self._ops
         buffer = CachedSource(
             lambda skip: iterate(source, (*ops, ("skip", skip)) if skip else ops),
@@ -329,6 +338,13 @@ class LazyCollection(Generic[T]):
         new._ops = ()
         return new
 
+    def _check_depth(self, op: str) -> None:
+        if depth_of(self._source, self._ops) >= MAX_DEPTH:
+            raise ValueError(
+                f"{op}(): {MAX_DEPTH} cache and through operations read one another already, each "
+                "within the one after it. Make a list of the elements in between."
+            )
+
     # --- results ------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[T]:
@@ -336,7 +352,7 @@ class LazyCollection(Generic[T]):
 
     def collect(self) -> list[T]:
         """All elements as a list."""
-        return list(iterate(self._source, self._ops))
+        return gather(self._source, self._ops)
 
     def first(self, default: U = MISSING) -> T | U:
         """The first element, or the default; without one, an empty collection is an error."""

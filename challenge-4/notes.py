@@ -26,7 +26,8 @@ def blame(error: Exception, run: Blamed, owners: list[int | None]) -> None:
         return
     local = traceback.tb_frame.f_locals
     op, number = run.ops[owner], run.numbers[owner]
-    index = run.source.index_of(local.get("source")) if run.upstream is None else None
+    from_source = run.upstream is None and "source" in local
+    index = run.source.index_of(local["source"]) if from_source else None
     note = f"in {describe_op(op, number)}"
     if index is not None:
         note += f" · source #{index}"

@@ -218,7 +218,9 @@ class _Pushing:
             return None
         if name == "sort" and isinstance(op[1], Expr):
             column = self.translator.column_of(op[1])
-            if column is None or column.kind not in _SORTABLE or not self.query.order:
+            if column is None or column.kind not in _SORTABLE:
+                return ()
+            if not self.query.order or self.query.is_full():
                 return ()
             texts = {"sqlite": "BINARY", "postgresql": '"C"' if column.kind == "text" else ""}
             collation = texts[self.session.dialect]
@@ -232,7 +234,7 @@ class _Pushing:
     def _filter(self, expr: Expr) -> Op | None:
         parts = conjuncts(expr)
         for position, part in enumerate(parts):
-            text = self.translator.condition(part)
+            text = None if self.query.is_full() else self.translator.condition(part)
             if text is None:
                 rest = parts[position]
                 for other in parts[position + 1 :]:

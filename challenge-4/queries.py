@@ -9,6 +9,9 @@ from typing import Any
 
 from databases import quoted
 
+MAX_CONDITIONS = 500  # in one WHERE: SQLite nests them, up to 1000
+MAX_SUBSELECTS = 8  # SQLite's parser ends at 15
+
 
 @dataclass(frozen=True)
 class Term:
@@ -35,6 +38,12 @@ class Query:
     skip: int = 0
     take: int | None = None
     row_id: str | None = None
+    wraps: int = 0
+
+    def is_full(self) -> bool:
+        """Whether a further condition or order might be more than a database takes."""
+        nests = self.wraps >= MAX_SUBSELECTS and (self.skip > 0 or self.take is not None)
+        return nests or len(self.where) >= MAX_CONDITIONS
 
     def name(self, column: str) -> str:
         """The column as SQL names it; the hidden key is no quoted name."""
@@ -72,6 +81,7 @@ class Query:
         self.base_columns = [*self.base_columns, *key]
         self.where, self.where_parameters = [], []
         self.skip, self.take, self.row_id = 0, None, None
+        self.wraps += 1
 
     def text(self, selected: Sequence[str], *, ordered: bool = True) -> tuple[str, list[Any]]:
         """The statement and its parameters."""

@@ -32,6 +32,7 @@ class Source:
 
     __slots__ = ("_first_use", "_live", "origin", "produces")
     numbers: list[int] = []  # noqa: RUF012  (of the operations a pushing source leaves over)
+    depth: int = 0  # how many caches it is, and functions under them that read on their own
     is_late = False  # True: what runs is known only once the source is open
 
     def __init__(self, origin: Iterable[Any] | Callable[[], Iterable[Any]]) -> None:
@@ -177,6 +178,11 @@ def _within(iterator: Iterator[Any], window: range) -> Iterator[Any]:
     return islice(iterator, *bounds_of(window))
 
 
+def depth_of(source: Source, ops: tuple[Op, ...]) -> int:
+    """How many caches and `through` of a plan read one another: these can only nest."""
+    return source.depth + [op[0] for op in ops].count("through")
+
+
 def bounds_of(window: range) -> tuple[int, int | None, int]:
     """The window as `islice` takes it."""
     return window.start, None if window.stop == sys.maxsize else window.stop, window.step
@@ -195,7 +201,7 @@ def _caller() -> str:
 _MACHINERY = {
     str(Path(__file__).with_name(name))
     for name in ("sources.py", "lazy.py", "compiler.py", "caching.py", "grouping.py", "metering.py",
-                 "explaining.py", "files.py", "tables.py", "pushing.py")
+                 "relaying.py", "explaining.py", "files.py", "tables.py", "pushing.py")
 }  # fmt: skip
 
 

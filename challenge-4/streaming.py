@@ -1,16 +1,15 @@
 """A running pipeline as NDJSON: pieces made in threads, the last line says how it ended.
 
 However it ends (all rows sent, an error, a client that left or does not read, a service that
-stops), the rows are closed and the place is given back.
+stops), the rows are closed and the place is given back. How long a client may read nothing is
+decided in `web.py`, for every answer: sending then raises here.
 """
 
-import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import structlog
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -19,12 +18,8 @@ from budgets import Budget
 from language import Pipeline
 from runs import Service, encode, problem_of, watched
 
-log = structlog.stdlib.get_logger("lazy")
-
 CHUNK_BYTES = 32 * 1024
 CHUNK_SECONDS = 0.05  # a slow stream is sent in pieces of this age
-STALL_SECONDS = 30  # a client that takes nothing for so long has left
-STOP_SECONDS = 1  # and for so long when the service stops
 
 
 class RowStream:
@@ -93,44 +88,25 @@ class RowsResponse(StreamingResponse):
         super().__init__(self._lines(first, more), media_type="application/x-ndjson")
         self.stream = stream
         self._finished = False
-        self._patience = asyncio.timeout(None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Here and not in the generator, which may never be started."""
         service, budget = self.stream.service, self.stream.budget
-        impatient = asyncio.create_task(self._until_stopped(service.stopping))
         try:
-            async with self._patience, watched(service, budget):
+            async with watched(service, budget):
                 await super().__call__(scope, receive, send)
-        except TimeoutError:
-            if not self._patience.expired():
-                raise
-            log.info("client_stalled", rows=self.stream.count)
-            raise ConnectionError("The client does not read.") from None
         finally:
-            impatient.cancel()
             self.stream.leave()
             service.rows += self.stream.count
             failed = self.stream.failure is not None
             service.give_back("failed" if failed else "finished" if self._finished else "left")
 
     async def _lines(self, text: str, more: bool) -> AsyncIterator[str]:
-        while True:
-            self._wait_at_most(STALL_SECONDS)
-            yield text
-            self._patience.reschedule(None)
-            if not more:
-                break
+        yield text
+        while more:
             text, more = await next_piece(self.stream)
+            yield text
         self._finished = True
-
-    def _wait_at_most(self, seconds: float) -> None:
-        self._patience.reschedule(asyncio.get_running_loop().time() + seconds)
-
-    async def _until_stopped(self, stopping: asyncio.Event) -> None:
-        await stopping.wait()
-        await asyncio.sleep(STOP_SECONDS)
-        self._wait_at_most(0)
 
 
 async def next_piece(stream: RowStream) -> tuple[str, bool]:

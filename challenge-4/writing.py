@@ -21,9 +21,8 @@ class _Writer:
     """Writes the lines of one generator function, and remembers whose each line is."""
 
     def __init__(self, shape: tuple[Any, ...]) -> None:
-        self.metered = isinstance(shape[0], tuple)
-        self.from_source: bool = shape[0][1] if self.metered else shape[0]
-        self.shape = [part if isinstance(part, tuple) else (part,) for part in shape[1:]]
+        self.reads, self.gathers, self.metered, *parts = shape
+        self.shape = [part if isinstance(part, tuple) else (part,) for part in parts]
         self.lines: list[str] = []
         self.owners: list[int | None] = []  # the operation that a line belongs to
         self.inits: list[str] = []
@@ -76,13 +75,13 @@ class _Writer:
                     self.put(f"meter.stop(numbers[{position}], m)")
                 self.put(f"meter.counts[numbers[{position}]] += 1")
         else:
-            self.owner = None
-            self.put("yield v")
+            self.put_result()
             self.close_loops()
         self.frame()
 
     def frame(self) -> None:
-        parameters = "".join(f", a{number}" for number in range(self.used))
+        parameters = ", out" if self.gathers else ""
+        parameters += "".join(f", a{number}" for number in range(self.used))
         if self.metered:
             parameters += ", meter, numbers"
         head = [f"def chain(run{parameters}):", *(f"    {line}" for line in self.inits), "    try:"]
@@ -98,11 +97,13 @@ class _Writer:
         self.owners = [None] * (1 + len(head)) + self.owners + [None] * len(tail)
 
     def put_source(self) -> None:
-        self.put("source = run.begin()")
-        if self.metered and self.from_source:
+        asks = self.reads == "asked"
+        if not asks:
+            self.put("source = run.begin()")
+        if self.metered and self.reads == "source":
             self.put("source = meter.measure(source, 0)")
         if not (self.shape and self.shape[0][0] == "batch"):
-            self.put("for v in source:")
+            self.put("while (v := (yield NEED)) is not END:" if asks else "for v in source:")
             self.depth += 1
             return
         size, strict = self.argument(), self.shape[0][1]
@@ -110,7 +111,12 @@ class _Writer:
         self.depth += 1
         if self.metered:
             self.put("m = meter.start()")
-        self.put(f"v = list(islice(source, {size}))")
+        if asks:
+            self.put("v = []")
+            self.put(f"while len(v) < {size} and (w := (yield NEED)) is not END:")
+            self.put("v.append(w)", 1)
+        else:
+            self.put(f"v = list(islice(source, {size}))")
         if self.metered:
             self.put("meter.stop(numbers[0], m)")
         self.put(f"if len(v) < {size}:")
@@ -158,11 +164,14 @@ class _Writer:
 
     def put_final_take(self) -> None:
         self.inits.append(f"n = {self.argument()}")
-        self.owner = None
-        self.put("yield v")
+        self.put_result()
         self.put("n -= 1")
         self.put("if not n:")
         self.put("return", 1)
+
+    def put_result(self) -> None:
+        self.owner = None
+        self.put("out.append(v)" if self.gathers else "yield v")
 
     # --- computations ---
 

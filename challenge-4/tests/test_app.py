@@ -461,6 +461,19 @@ class TestStreams:
         assert len(rest) < 2_500
         assert server.process.wait(timeout=10) in (0, -signal.SIGTERM)
 
+    def test_a_client_that_reads_nothing_keeps_no_service_from_stopping(
+        self, make_server: Callable[..., Any]
+    ) -> None:
+        server = make_server()
+        with server.client() as client:
+            # Each row is more than the buffers of both sides hold: something is always unread.
+            upload(client, "long", [{"pad": "x" * 15_000_000}] * 3)
+            with begin_stream(server, "long") as connection:
+                assert connection.recv(15) == b"HTTP/1.1 200 OK"
+                told = time.monotonic()
+                assert server.stop() in (0, -signal.SIGTERM)
+                assert time.monotonic() - told < 5
+
     def test_a_client_that_leaves_closes_the_cursor(
         self, make_server: Callable[..., Any], tmp_path: Path
     ) -> None:

@@ -475,10 +475,25 @@ class TestErrors:
         def stop(_: int) -> Any:
             raise StopIteration
 
-        with pytest.raises(RuntimeError) as caught:
-            getattr(Lazy([1, 2, 3]), op)(stop).collect()
+        for read in (list, Lazy.collect):
+            with pytest.raises(RuntimeError) as caught:
+                read(getattr(Lazy([1, 2, 3]), op)(stop))
 
-        assert isinstance(caught.value.__cause__, StopIteration)
+            assert isinstance(caught.value.__cause__, StopIteration)
+
+    def test_stop_iteration_from_around_the_source_never_truncates(self) -> None:
+        def stop() -> Any:
+            raise StopIteration
+
+        class Closing(list[int]):
+            close = staticmethod(stop)
+
+        for factory in (stop, lambda: Closing([1])):
+            for read in (list, Lazy.collect):
+                with pytest.raises(RuntimeError) as caught:
+                    read(Lazy(factory).map(str))
+
+                assert isinstance(caught.value.__cause__, StopIteration)
 
     @pytest.mark.parametrize("end", ["for_each", "group_by", "min", "max", "any", "all", "reduce"])
     def test_stop_iteration_never_truncates_a_result(self, end: str) -> None:

@@ -1,8 +1,10 @@
 """Streams whose client is no good: in the very process, so that the client can be anything."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import streaming
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
+app: Any = application.app
 Message = MutableMapping[str, Any]
+Client = Callable[[Message], Awaitable[None]]
 
 
-async def ask_for_a_stream(send: Callable[[Message], Awaitable[None]]) -> None:
+async def ask_for_a_stream(send: Client) -> None:
     """What a server does with such a request; `send` is the client."""
     body = json.dumps({"dataset": "airports"}).encode()
     scope = {
@@ -30,24 +34,46 @@ async def ask_for_a_stream(send: Callable[[Message], Awaitable[None]]) -> None:
     async def receive() -> Message:
         return messages.pop() if messages else await asyncio.Event().wait()  # type: ignore[return-value]
 
-    await application.app(scope, receive, send)
+    await app(scope, receive, send)
 
 
-async def reads_nothing(message: Message) -> None:
-    if message["type"] == "http.response.body":
-        await asyncio.Event().wait()
+def reads_nothing(meanwhile: Callable[[], None] = lambda: None) -> Client:
+    """As a server sees it: the first piece fits into its buffer, with the next it has to wait."""
+    pieces = itertools.count()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body" and next(pieces):
+            meanwhile()
+            await asyncio.Event().wait()
+
+    return send
 
 
-async def is_gone(message: Message) -> None:
-    raise ConnectionResetError(message["type"])
+def reads_nothing_while_the_service_stops() -> Client:
+    return reads_nothing(app.gate.stop)
 
 
-@pytest.mark.parametrize("client", [reads_nothing, is_gone])
+def is_gone() -> Client:
+    async def send(message: Message) -> None:
+        raise ConnectionResetError(message["type"])
+
+    return send
+
+
+@pytest.mark.parametrize(
+    ("client", "grace_seconds"),
+    [(reads_nothing, 0.05), (reads_nothing_while_the_service_stops, 1000), (is_gone, 1000)],
+)
 async def test_its_place_is_given_back_and_its_rows_are_closed(
-    client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    client: Callable[[], Client],
+    grace_seconds: float,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     closed: list[Any] = []
-    monkeypatch.setattr(streaming, "STALL_SECONDS", 0.05)
+    limits = replace(app.gate.limits, grace_seconds=grace_seconds)
+    monkeypatch.setattr(app.gate, "limits", limits)
+    monkeypatch.setattr(app.gate, "_sweep", None)  # that of the loop of another test
     monkeypatch.setattr(application.settings, "data_dir", tmp_path)
     close = streaming.RowStream.close
 
@@ -56,10 +82,10 @@ async def test_its_place_is_given_back_and_its_rows_are_closed(
         closed.append(stream)
 
     monkeypatch.setattr(streaming.RowStream, "close", noted)
-    async with application.app.router.lifespan_context(application.app):
-        service = application.app.state.service
+    async with app.router.lifespan_context(app):
+        service = app.state.service
 
-        await asyncio.wait_for(ask_for_a_stream(client), 20)
+        await asyncio.wait_for(ask_for_a_stream(client()), 20)
 
         assert service.running == 0
         assert service.runs == {"finished": 0, "failed": 0, "left": 1}
