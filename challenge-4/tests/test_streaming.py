@@ -73,7 +73,7 @@ async def test_its_place_is_given_back_and_its_rows_are_closed(
     closed: list[Any] = []
     limits = replace(app.gate.limits, grace_seconds=grace_seconds)
     monkeypatch.setattr(app.gate, "limits", limits)
-    monkeypatch.setattr(app.gate, "_sweep", None)  # that of the loop of another test
+    monkeypatch.setattr(app.gate, "sweep", None)  # that of the loop of another test
     monkeypatch.setattr(application.settings, "data_dir", tmp_path)
     close = streaming.RowStream.close
 
