@@ -57,10 +57,10 @@ def admit(cls: type, definition: Definition, previous: type | None, frame: Any) 
         decorated=_may_be_completed(cls, specs) and _is_decorated(frame),
     )  # fmt: skip
     for member in found.members.values():
-        object.__setattr__(member, "spaces", None)  # do not keep the locals of a function alive
+        member.spaces = None  # do not keep the locals of a function alive
     name = definition.keywords["name"] or cls.__name__
     registers = definition.keywords["register"]
-    if registers and (fault := key_fault(name)):
+    if registers and (fault := key_fault(name)) is not None:
         found.violations.append(
             Violation(
                 "C140", "name", "letters, digits, '_', '.', '-', at most 64, none that is reserved",
@@ -121,8 +121,8 @@ def measure(cls: type, definition: Definition, member: Member, found: Findings) 
     meter = definition.meters.get(member.name)
     if meter is None:
         return False
-    deferred = found.deferred.get(member.name, set()) - {"field"}
-    made = measured(member, cls, meter, deferred, functools.partial(verify, cls))
+    deferred: frozenset[str] = frozenset(found.deferred.get(member.name, ()))
+    made = measured(member, cls, meter, deferred - {"field"}, verify)
     if member.owner is cls:
         definition.originals[member.name] = member.value
     else:
@@ -174,7 +174,7 @@ def _may_be_completed(cls: type, specs: Iterable[ContractSpec]) -> bool:
     """Whether a class decorator may still add what is wanted: slots, or `__lt__` and the like."""
     if getattr(cls, "__abstractmethods__", None):
         return True
-    wanted = {n for spec in specs for n, m in spec.members.items() if m.kind is Kind.PROPERTY}
+    wanted = {name for spec in specs for name in spec.properties}
     return bool(wanted) and any(
         wanted & set(vars(base).get("__annotations__") or ()) - set(vars(base))
         for base in cls.__mro__

@@ -175,6 +175,8 @@ class _Comparison:
         return self.typed(self.found.owner, self.found, annotation)
 
     def typed(self, owner: type, member: Member, annotation: Any) -> Any:
+        if type(annotation) is type:  # the usual case: it means itself everywhere
+            return annotation
         resolved = member.resolved(annotation)
         if resolved is UNRESOLVED:
             self.subject.defer(member.name, "types")

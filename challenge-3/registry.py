@@ -197,6 +197,9 @@ class Family:
     @classmethod
     def of(cls, plugins: tuple[Plugin, ...], pinned: Version | None) -> "Family":
         """With the pinned version as the default, or else the highest release."""
+        if len(plugins) == 1:
+            only = plugins[0]
+            return cls(plugins, only, pinned if only.version == pinned else None)
         wanted = pinned if any(p.version == pinned for p in plugins) else None
         chosen = wanted or default_of([plugin.version for plugin in plugins])
         default = next(p for p in plugins if p.version == chosen)

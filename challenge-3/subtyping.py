@@ -48,6 +48,8 @@ def _cached(source: Any, target: Any) -> bool | None:
 def _plain(annotation: Any) -> Any:
     """The annotation without what says nothing about values (Annotated, Final, aliases)."""
     while True:
+        if type(annotation) is type:
+            return annotation
         if annotation is None:
             return type(None)
         origin = typing.get_origin(annotation)

@@ -216,6 +216,21 @@ class TestReading:
 
         assert check_contract(Touchy) == []
 
+    def test_an_annotation_that_cannot_be_compared_says_nothing(self) -> None:
+        class Array:
+            __hash__ = None
+
+            def __eq__(self, other: object) -> bool:
+                raise ValueError("ambiguous")
+
+        class Square(Shape):
+            version, description, author, label = "1.0.0", "d", "a", "square"
+
+            def area(self, scale: Array()) -> float:
+                return 1.0
+
+        assert Square().area(2) == 1.0
+
     def test_check_contract_works_for_any_class_and_changes_nothing(self) -> None:
         class Square:
             def area(self) -> float:
