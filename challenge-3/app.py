@@ -156,11 +156,13 @@ def build(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service = service
         await run_in_threadpool(service.loader.load)
+        service.entry_points.probe = service.loader.probe
         service.cluster = await run_in_threadpool(cluster.join, settings)
         try:
             yield
         finally:
             await run_in_threadpool(cluster.leave)
+            service.entry_points.probe = None
             service.loader.close()
 
     app = web.create_app(

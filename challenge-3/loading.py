@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from logs import get_logger
 from probing import DoesNotLoad, Probe
@@ -273,6 +273,16 @@ def _remember_lines(path: Path, content: bytes) -> None:
     linecache.cache[str(path)] = (len(content), None, lines, str(path))
 
 
+def _file_of(error: BaseException, module: str) -> str:
+    """The file of a module whose import failed; it may have left no other trace of it."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") == module:
+            return trace.tb_frame.f_code.co_filename
+        trace = trace.tb_next
+    return (isinstance(error, SyntaxError) and error.filename) or ""
+
+
 def _line_of(error: BaseException, file: str) -> int | None:
     if isinstance(error, SyntaxError) and error.filename == file:
         return error.lineno
@@ -338,6 +348,7 @@ class EntryPoints:
     def __init__(self, registry: Registry, group: str = GROUP) -> None:
         self.registry = registry
         self.group = group
+        self.probe: Probe | None = None  # the app sets it while it runs
         self._pending: dict[tuple[str, str], importlib.metadata.EntryPoint] = {}
         self._known: set[tuple[str, str]] = set()
         self._scanned: tuple[Any, ...] | None = None
@@ -371,35 +382,73 @@ class EntryPoints:
         if seen == self._scanned:
             return
         self._scanned = seen
-        for point in importlib.metadata.entry_points(group=self.group):
-            key = (point.name, _distribution_of(point))
-            if key not in self._known:
-                self._known.add(key)
+        for point in self._points():
+            key = (point.name, _distribution_of(point.dist))
+            if key in self._known:
+                continue
+            self._known.add(key)
+            if point.pattern.match(point.value):
                 self._pending[key] = point
+            else:
+                self._fail(*key, ValueError(f"{point.value!r:.80} is no module:attribute"))
+
+    def _points(self) -> list[importlib.metadata.EntryPoint]:
+        """All of the group; where the files of one distribution are broken, those of the others."""
+        try:
+            return list(importlib.metadata.entry_points(group=self.group))
+        except Exception:  # noqa: BLE001  (it raises many kinds, and does not say for which one)
+            log.warning("entry_points_unreadable", group=self.group)
+        found: list[importlib.metadata.EntryPoint] = []
+        for each in importlib.metadata.distributions():
+            try:
+                found += each.entry_points.select(group=self.group)
+            except Exception as error:  # noqa: BLE001
+                self._fail("entry_points.txt", _distribution_of(each), error)
+        return found
 
     def _load(self, point: importlib.metadata.EntryPoint) -> bool:
-        label = _distribution_of(point)
+        """Import one as one transaction; whether it registered anything."""
+        label = _distribution_of(point.dist)
+        try:
+            if self.probe is not None and point.module not in sys.modules:
+                self.probe.check_entry_point(point.value)
+        except DoesNotLoad as error:
+            return self._fail(point.name, label, error)
         token = loading_from.set(DistributionSource(label, point.module))
         try:
-            with self.registry.transaction() as found:
+            with _noticing_interrupts() as interrupts, self.registry.transaction() as found:
                 point.load()
         except BaseException as error:  # whatever an installed module does, the app stays up
-            if isinstance(error, KeyboardInterrupt):
+            if interrupts and isinstance(error, KeyboardInterrupt):
                 raise
-            text = f"{label}: {_text_of(error, Path())}"
-            self.registry.failures[f"{point.name} of {label}"] = Failure(
-                phase="entry point", name=point.name, error=text
-            )
-            log.warning("plugin_failed", entry_point=point.name, distribution=label, error=text)
-            return False
+            return self._fail(point.name, label, error, _file_of(error, point.module))
         finally:
             loading_from.reset(token)
         return bool(found)
 
+    def _fail(self, name: str, label: str, error: BaseException, file: str = "") -> Literal[False]:
+        failure = Failure(
+            phase="entry point",
+            error=f"{label}: {_text_of(error, Path(file).parent)}",
+            name=name,
+            line=_line_of(error, file),
+        )
+        self.registry.failures[f"{name} of {label}"] = failure
+        log.warning(
+            "plugin_failed", entry_point=name, distribution=label, line=failure.line,
+            error=failure.error,
+        )  # fmt: skip
+        return False
 
-def _distribution_of(point: importlib.metadata.EntryPoint) -> str:
-    found = point.dist
-    return f"{found.name} {found.version}" if found is not None else "an unknown distribution"
+
+def _distribution_of(found: importlib.metadata.Distribution | None) -> str:
+    """Its name and version; files that somebody has damaged may have neither."""
+    try:
+        if found is not None and found.name:
+            return f"{found.name} {found.version}"
+    except Exception:  # noqa: BLE001, S110  (it is known by its entry points alone)
+        pass
+    return "an unknown distribution"
 
 
 def _modified(entry: str) -> int:

@@ -414,6 +414,75 @@ class TestEntryPoints:
         with pytest.raises(LookupError, match="dist-one"):
             registry.reload("FromOne")
 
+    @pytest.mark.parametrize("name", DEADLY)
+    def test_one_that_ends_the_process_or_hangs_is_listed(self, root: Path, name: str) -> None:
+        text, error, lines = DEADLY[name]
+        distribution(root, "dist-deadly", f"ep_{name}", text, f"{name} = ep_{name}:Any")
+        distribution(root, "dist-fine", f"ep_fine_{name}", good(), f"fine = ep_fine_{name}:Adds")
+        points = EntryPoints(registry)
+        points.probe = Probe(0.3)
+        try:
+            points.load_all()
+        finally:
+            points.probe.close()
+
+        failure = registry.failures[f"{name} of dist-deadly 1.2"]
+        assert (failure.name, failure.error) == (name, f"dist-deadly 1.2: {error}")
+        assert failure.line in (lines or (None,))
+        assert registry.create("Adds", Processor).process(1) == 2
+
+    def test_the_app_answers_beside_them(self, root: Path, make_server: Any) -> None:
+        distribution(root, "dist-exits", "ep_exits", "import os\nos._exit(1)\n", "a = ep_exits:A")
+        distribution(root, "dist-loops", "ep_loops", "\nwhile True:\n    pass\n", "b = ep_loops:B")
+        distribution(root, "dist-fine", "ep_fine", good("Fine"), "fine = ep_fine:Fine")
+        server = make_server().start(PYTHONPATH=str(root), LOAD_TIMEOUT_SECONDS="1")
+
+        assert server.get("/plugins/failed") == []
+        assert server.post("/plugins/Fine/process", 1).json() == 2
+        assert server.post("/plugins/Nothing/process", 1).status_code == 404
+        failed = {entry["name"]: entry for entry in server.get("/plugins/failed")}
+        assert failed["a"]["error"] == (
+            "dist-exits 1.2: ends the process that imports it (exit code 1)"
+        )
+        assert failed["b"]["error"] == "dist-loops 1.2: did not end within 1 s"
+        assert failed["b"]["line"] in (2, 3)
+
+    @pytest.mark.parametrize(
+        ("points", "name", "told"),
+        [
+            ("bad = not a valid!!", "bad", "is no module:attribute"),
+            ("bad =", "bad", "is no module:attribute"),
+            ("no equals sign", "entry_points.txt", "TypeError"),
+        ],
+    )
+    def test_broken_metadata_of_one_hides_no_other(
+        self, root: Path, points: str, name: str, told: str
+    ) -> None:
+        distribution(root, "dist-bad", "ep_odd", "", points)
+        distribution(root, "dist-fine", "ep_beside", good("Beside"), "beside = ep_beside:Beside")
+        sys.modules.pop("ep_beside", None)
+        found = EntryPoints(registry)
+
+        found.load_all()
+
+        assert "Beside" in registry
+        assert told in registry.failures[f"{name} of dist-bad 1.2"].error
+        assert not found.resolve("Nothing")
+
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [("\nraise KeyboardInterrupt", 2), ("\n\nx = (", 3), ("import json\njson.loads('')", 2),
+         (good("Odd").replace("data:", "payload:"), 7)],
+    )  # fmt: skip
+    def test_what_it_raises_is_listed_with_its_line(self, root: Path, text: str, line: int) -> None:
+        distribution(root, "dist-bad", "ep_raises", text, "bad = ep_raises:Bad")
+
+        EntryPoints(registry).load_all()
+
+        failure = registry.failures["bad of dist-bad 1.2"]
+        assert (failure.phase, failure.line) == ("entry point", line)
+        assert str(root) not in failure.error
+
     def test_one_that_fails_is_listed_with_its_distribution(self, root: Path) -> None:
         distribution(root, "dist-bad", "ep_bad", "raise SystemExit(1)", "bad = ep_bad:Bad")
         distribution(root, "dist-same", "ep_same", good("Same"), "same = ep_same:Same")
