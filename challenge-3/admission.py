@@ -10,8 +10,8 @@ from typing import Any
 
 from contracts import ContractSpec, Findings, contracts_of, examine
 from instrumentation import Meter, measured
-from loading import EntryPoints
-from registry import Plugin, Registry, current_source, key_fault
+from loading import PACKAGE, EntryPoints
+from registry import Plugin, Registry, current_source, key_fault, loading_from
 from signatures import Kind, Member, raw
 from versions import parse_version
 from violations import ContractRuntimeError, ContractViolationError, Violation
@@ -67,11 +67,19 @@ def admit(cls: type, definition: Definition, previous: type | None, frame: Any) 
                 fault, *definition.place, "Give it a `name=` in the class statement.",
             )
         )  # fmt: skip
+    if registers and loading_from.get() is None and cls.__module__.startswith(f"{PACKAGE}."):
+        found.violations.append(
+            Violation(
+                "C140", "name", "to be registered by the file that is being read",
+                "a class of a plugin file, made in another thread or when the file was read",
+                *definition.place, "Write `register=False`, or define it in the body of the file.",
+            )
+        )  # fmt: skip
     checking = collecting.get()
     try:
         _raise_for(cls, found.violations)
         definition.pending_fields = any("field" in what for what in found.deferred.values())
-        plugin = _plugin(cls, name, specs, found, definition)
+        plugin = _plugin(cls, name, specs, found, definition, frame)
         for member in found.members.values():
             measure(cls, definition, member, found)
         if checking is not None:
@@ -92,8 +100,9 @@ def _raise_for(cls: type, violations: list[Violation]) -> None:
 
 
 def _plugin(
-    cls: type, name: str, specs: list[ContractSpec], found: Findings, definition: Definition
-) -> Plugin:
+    cls: type, name: str, specs: list[ContractSpec], found: Findings, definition: Definition,
+    frame: Any,
+) -> Plugin:  # fmt: skip
     version = parse_version(_static(cls, "version")) or parse_version(NO_VERSION)
     assert version is not None  # noqa: S101  (it was examined)
     public = (m for m in found.members.values() if not m.name.startswith("_"))
@@ -105,7 +114,7 @@ def _plugin(
         cls=cls,
         contracts=tuple(spec.name for spec in specs if spec.members),
         capabilities=frozenset(methods).intersection(CAPABILITIES),
-        source=current_source(cls),
+        source=current_source(cls, frame),
         place="{}:{}".format(*definition.place),
         meters=definition.meters,
         verify=functools.partial(verify, cls),

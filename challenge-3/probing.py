@@ -218,9 +218,8 @@ def _run(question: dict[str, Any], writing: int) -> None:
 
 
 def _run_file(path: str, content: bytes) -> None:
-    module = ModuleType("_c3_plugins.probe")
+    module = ModuleType("_c3_probed")
     module.__file__ = path
-    sys.modules["_c3_plugins"] = ModuleType("_c3_plugins")
     sys.modules[module.__name__] = module
     code = compile(content, path, "exec", dont_inherit=True)
     exec(code, module.__dict__)  # noqa: S102  (this is what loading a plugin is)

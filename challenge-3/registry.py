@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_origin, overload
 
 from annotations import text_of
@@ -80,8 +81,8 @@ class Source(Protocol):
     def dropped(self) -> None:
         """No plugin of it is left."""
 
-    def owns(self, cls: type) -> bool:
-        """Whether the class was defined by what is being read."""
+    def owns(self, cls: type, frame: FrameType) -> bool:
+        """Whether the class, defined in this frame, comes from what is being read."""
 
 
 def _now() -> str:
@@ -120,19 +121,19 @@ class InProcess:
     def dropped(self) -> None:
         """Nothing to let go of."""
 
-    def owns(self, cls: type) -> bool:
+    def owns(self, cls: type, frame: FrameType) -> bool:  # noqa: ARG002
         """Every class."""
-        return cls is not None
+        return True
 
 
 IN_PROCESS = InProcess()
 loading_from: "ContextVar[Source | None]" = ContextVar("loading_from", default=None)
 
 
-def current_source(cls: type) -> Source:
-    """What is being loaded, for the classes of its own module; else this process."""
+def current_source(cls: type, frame: FrameType) -> Source:
+    """What is being loaded, for its own classes; else this process."""
     source = loading_from.get()
-    return source if source is not None and source.owns(cls) else IN_PROCESS
+    return source if source is not None and source.owns(cls, frame) else IN_PROCESS
 
 
 @dataclass(eq=False)

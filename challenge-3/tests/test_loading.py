@@ -11,12 +11,14 @@ import textwrap
 import threading
 import time
 import weakref
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loading import EntryPoints, LoadError, PluginLoader
+from models import FailedPlugin
 from probing import DoesNotLoad, Probe
 from registry import Failure
 from utils import Processor, Registry, get_all_plugins, registry
@@ -63,6 +65,15 @@ HOSTILE = {
     "interrupts": ("\n\nraise KeyboardInterrupt\n", "import", 3),
     "recursion": ("def f():\n    f()\nf()\n", "import", 2),
     "mute": ("class E(Exception):\n    def __str__(self): 1/0\nraise E\n", "import", 3),
+    "unspeakable": ("class E(BaseException):\n    def __str__(self): raise SystemExit\nraise E\n",
+                    "import", 3),
+    "masked": ("class E(BaseException):\n    @property\n    def __class__(self): raise SystemExit\n"
+               "raise E\n", "import", None),
+    "nameless": ("class M(type):\n    @property\n    def __name__(cls): raise SystemExit\n"
+                 "class E(BaseException, metaclass=M): ...\nraise E\n", "import", 5),
+    "nowhere": ("raise SyntaxError('x', (__file__, 10**9, 1, ''))\n", "import", None),
+    "surrogate": ("raise ValueError('\\ud800')\n", "import", 1),
+    "stops": ("raise StopIteration\n", "import", 1),
     "half": (good("Half") + "\nraise ValueError('after half')\n", "import", 10),
     "contract": ("from utils import Processor\nclass Broken(Processor[int, int]):\n"
                  "    def process(self, payload): ...\n", "contract", 3),
@@ -92,9 +103,69 @@ class TestHostileFiles:
                 assert failure.line == line, failure
             assert failure.error
             assert str(directory) not in failure.error
+            assert FailedPlugin(**asdict(failure)).model_dump_json()
         assert "Half" not in registry
         assert not [key for key in registry._meters if key[0] in ("Half", "Broken")]
         assert not [m for m in sys.modules if m.startswith("_c3_plugins.half")]
+
+    def test_what_its_threads_define_is_not_registered_either(
+        self, directory: Path, loader: PluginLoader
+    ) -> None:
+        (directory / "threads.py").write_text(
+            "import threading\nfrom utils import PluginBase\ntold = []\n"
+            "def work():\n"
+            "    try:\n"
+            "        class Half(PluginBase):\n"
+            "            def process(self, data): ...\n"
+            "    except TypeError as error:\n"
+            "        told.append(error.violations[0].code)\n"
+            "thread = threading.Thread(target=work)\nthread.start()\nthread.join()\n"
+            "raise ValueError(told)\n"
+        )
+
+        (failure,) = loader.load().failed
+
+        assert failure.error == "ValueError: ['C140']"
+        assert len(registry) == 0
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "import dataclasses\n"
+            "make = dataclasses.make_dataclass\n"
+            "make('Made', [], bases=(PluginBase,), namespace={'process': process})\n",
+            "type(PluginBase)('Made', (PluginBase,), {'process': process, '__module__': 'odd'})\n",
+            "class Made(PluginBase):\n    __module__ = 'odd'\n    process = process\n",
+        ],
+        ids=["make_dataclass", "metaclass", "module"],
+    )
+    def test_however_a_class_is_made_it_comes_and_goes_with_the_file(
+        self, directory: Path, loader: PluginLoader, text: str
+    ) -> None:
+        path = directory / "made.py"
+        path.write_text("from utils import PluginBase\ndef process(self, data): ...\n" + text)
+        assert loader.load().loaded == ["made.py"]
+        registry.reload("Made")
+
+        path.unlink()
+        loader.load()
+
+        assert len(registry) == 0
+
+    def test_a_class_of_a_module_that_it_imports_stays(
+        self, directory: Path, loader: PluginLoader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.syspath_prepend(str(tmp_path))
+        (tmp_path / "shared_by_files.py").write_text(good("Shared"))
+        path = directory / "uses.py"
+        path.write_text("import shared_by_files\n" + good())
+        loader.load()
+        registry.reload("Adds")
+
+        path.unlink()
+        loader.load()
+
+        assert [plugin.name for plugin in registry.snapshot()] == ["Shared"]
 
     def test_a_real_interrupt_is_not_swallowed(self, directory: Path) -> None:
         (directory / "waits.py").write_text(
