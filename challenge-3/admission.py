@@ -47,6 +47,7 @@ class Definition:
     plugin: Plugin | None = None
     meters: dict[str, Meter] = field(default_factory=dict)
     pending_fields: bool = False
+    pending_types: bool = False  # of what is not measured, so that no first call looks at them
 
 
 def admit(cls: type, definition: Definition, previous: type | None, frame: Any) -> None:
@@ -80,6 +81,7 @@ def admit(cls: type, definition: Definition, previous: type | None, frame: Any) 
         _raise_for(cls, found.violations)
         definition.pending_fields = any("field" in what for what in found.deferred.values())
         plugin = _plugin(cls, name, specs, found, definition, frame)
+        definition.pending_types = not found.deferred.keys() <= definition.meters.keys()
         for member in found.members.values():
             measure(cls, definition, member, found)
         if checking is not None:

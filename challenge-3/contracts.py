@@ -317,8 +317,8 @@ class _Examination:
     def why_missing(self, declared: Member) -> tuple[str, str]:
         name = declared.name
         for base in self.cls.__mro__:
-            if name in vars(base) and not self.is_contract(base) and vars(base)[name] is not None:
-                function = vars(base)[name]
+            function = self.overrides.get((base, name), vars(base).get(name))
+            if function is not None and function is not GONE and not self.is_contract(base):
                 if getattr(function, "__isabstractmethod__", False):
                     return f"abstract in {base.__name__}", f"Define {name} in {self.cls.__name__}."
                 return (
@@ -364,7 +364,7 @@ def check_contract(cls: type, *contracts: type, strict: bool = False) -> list[Vi
     try:
         specs = [vars(each).get(SPEC) or spec_of(each) for each in contracts] or contracts_of(cls)
         return examine(cls, specs, strict=strict).violations
-    except Exception as error:  # noqa: BLE001  (never raises: whatever a hostile class does)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (whatever a hostile class does)
         name = getattr(cls, "__name__", type(cls).__name__)
         return [
             Violation(

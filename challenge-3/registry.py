@@ -528,7 +528,7 @@ def key_fault(name: str) -> str | None:
     """Why a plugin cannot be called so."""
     if name in RESERVED:
         return f"{name!r}, which is reserved"
-    if not NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         return f"{name!r:.80}"
     return None
 

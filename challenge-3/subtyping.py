@@ -15,7 +15,7 @@ from typing_extensions import is_typeddict
 
 import annotations
 import generics
-from annotations import EMPTY, UNIONS, UNRESOLVED
+from annotations import EMPTY, UNIONS, UNRESOLVED, is_alias
 from generics import UNPACKS, bound_to, substitute
 
 _WRAPPERS = (typing.ClassVar, typing.Final, typing.Required, typing.NotRequired)
@@ -55,7 +55,7 @@ def _plain(annotation: Any) -> Any:
         origin = typing.get_origin(annotation)
         if origin is typing.Annotated or origin in _WRAPPERS:
             annotation = typing.get_args(annotation)[0]
-        elif "TypeAliasType" in (type(annotation).__name__, type(origin).__name__):
+        elif is_alias(annotation):
             annotation = _behind_alias(annotation)
         else:
             return annotation
