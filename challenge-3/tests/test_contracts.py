@@ -227,7 +227,7 @@ class TestReading:
         class Square(Shape):
             version, description, author, label = "1.0.0", "d", "a", "square"
 
-            def area(self, scale: Array()) -> float:
+            def area(self, scale: Array()) -> Array():
                 return 1.0
 
         assert Square().area(2) == 1.0
