@@ -55,17 +55,8 @@ def holds_text(annotation: Any) -> bool:
     """Whether there is something in it that still has to be evaluated."""
     try:
         return _cached_holds_text(annotation)
-    except TypeError:  # it cannot be hashed
+    except Exception:  # noqa: BLE001  (it cannot be hashed)
         return _holds_text(annotation)
-
-
-def is_plain(annotation: Any) -> bool:
-    """Whether it means the same wherever it stands: no strings, no type variables, no Self."""
-    if type(annotation) is type:
-        return True
-    if annotation is typing.Self or isinstance(annotation, TypeVar):
-        return False
-    return not getattr(annotation, "__parameters__", ()) and not holds_text(annotation)
 
 
 def _holds_text(annotation: Any) -> bool:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from annotations import EMPTY, is_plain, resolve, text_of
+from annotations import EMPTY, resolve, text_of
+from generics import is_plain
 from subtyping import is_awaitable
 
 RAW = "__contract_raw__"  # on a function that stands before a member: the member as it was written

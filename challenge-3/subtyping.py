@@ -392,6 +392,8 @@ def is_awaitable(annotation: Any) -> bool:
 
 def has_awaitable_arm(annotation: Any) -> bool:
     """Whether a union leaves it to the implementation to be async (`int | Awaitable[int]`)."""
+    if type(annotation) is type:
+        return False
     annotation = _plain(annotation)
     if typing.get_origin(annotation) not in UNIONS:
         return False

@@ -219,7 +219,8 @@ class TestReading:
 
     def test_an_annotation_that_cannot_be_compared_says_nothing(self) -> None:
         class Array:
-            __hash__ = None
+            def __hash__(self) -> int:
+                raise ValueError("mutable")
 
             def __eq__(self, other: object) -> bool:
                 raise ValueError("ambiguous")
