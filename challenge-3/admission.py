@@ -10,8 +10,8 @@ from typing import Any
 
 from contracts import ContractSpec, Findings, contracts_of, examine
 from instrumentation import Meter, measured
-from loading import EntryPoints
-from registry import Plugin, Registry, current_source, key_fault
+from loading import PACKAGE, EntryPoints
+from registry import Plugin, Registry, current_source, key_fault, loading_from
 from signatures import Kind, Member, raw
 from versions import parse_version
 from violations import ContractRuntimeError, ContractViolationError, Violation
@@ -47,6 +47,7 @@ class Definition:
     plugin: Plugin | None = None
     meters: dict[str, Meter] = field(default_factory=dict)
     pending_fields: bool = False
+    pending_types: bool = False  # of what is not measured, so that no first call looks at them
 
 
 def admit(cls: type, definition: Definition, previous: type | None, frame: Any) -> None:
@@ -57,21 +58,30 @@ def admit(cls: type, definition: Definition, previous: type | None, frame: Any) 
         decorated=_may_be_completed(cls, specs) and _is_decorated(frame),
     )  # fmt: skip
     for member in found.members.values():
-        object.__setattr__(member, "spaces", None)  # do not keep the locals of a function alive
+        member.spaces = None  # do not keep the locals of a function alive
     name = definition.keywords["name"] or cls.__name__
     registers = definition.keywords["register"]
-    if registers and (fault := key_fault(name)):
+    if registers and (fault := key_fault(name)) is not None:
         found.violations.append(
             Violation(
                 "C140", "name", "letters, digits, '_', '.', '-', at most 64, none that is reserved",
                 fault, *definition.place, "Give it a `name=` in the class statement.",
             )
         )  # fmt: skip
+    if registers and loading_from.get() is None and cls.__module__.startswith(f"{PACKAGE}."):
+        found.violations.append(
+            Violation(
+                "C140", "name", "to be registered by the file that is being read",
+                "a class of a plugin file, made in another thread or when the file was read",
+                *definition.place, "Write `register=False`, or define it in the body of the file.",
+            )
+        )  # fmt: skip
     checking = collecting.get()
     try:
         _raise_for(cls, found.violations)
         definition.pending_fields = any("field" in what for what in found.deferred.values())
-        plugin = _plugin(cls, name, specs, found, definition)
+        plugin = _plugin(cls, name, specs, found, definition, frame)
+        definition.pending_types = not found.deferred.keys() <= definition.meters.keys()
         for member in found.members.values():
             measure(cls, definition, member, found)
         if checking is not None:
@@ -92,8 +102,9 @@ def _raise_for(cls: type, violations: list[Violation]) -> None:
 
 
 def _plugin(
-    cls: type, name: str, specs: list[ContractSpec], found: Findings, definition: Definition
-) -> Plugin:
+    cls: type, name: str, specs: list[ContractSpec], found: Findings, definition: Definition,
+    frame: Any,
+) -> Plugin:  # fmt: skip
     version = parse_version(_static(cls, "version")) or parse_version(NO_VERSION)
     assert version is not None  # noqa: S101  (it was examined)
     public = (m for m in found.members.values() if not m.name.startswith("_"))
@@ -105,7 +116,7 @@ def _plugin(
         cls=cls,
         contracts=tuple(spec.name for spec in specs if spec.members),
         capabilities=frozenset(methods).intersection(CAPABILITIES),
-        source=current_source(cls),
+        source=current_source(cls, frame),
         place="{}:{}".format(*definition.place),
         meters=definition.meters,
         verify=functools.partial(verify, cls),
@@ -121,8 +132,8 @@ def measure(cls: type, definition: Definition, member: Member, found: Findings) 
     meter = definition.meters.get(member.name)
     if meter is None:
         return False
-    deferred = found.deferred.get(member.name, set()) - {"field"}
-    made = measured(member, cls, meter, deferred, functools.partial(verify, cls))
+    deferred: frozenset[str] = frozenset(found.deferred.get(member.name, ()))
+    made = measured(member, cls, meter, deferred - {"field"}, verify)
     if member.owner is cls:
         definition.originals[member.name] = member.value
     else:
@@ -174,7 +185,7 @@ def _may_be_completed(cls: type, specs: Iterable[ContractSpec]) -> bool:
     """Whether a class decorator may still add what is wanted: slots, or `__lt__` and the like."""
     if getattr(cls, "__abstractmethods__", None):
         return True
-    wanted = {n for spec in specs for n, m in spec.members.items() if m.kind is Kind.PROPERTY}
+    wanted = {name for spec in specs for name in spec.properties}
     return bool(wanted) and any(
         wanted & set(vars(base).get("__annotations__") or ()) - set(vars(base))
         for base in cls.__mro__

@@ -26,30 +26,41 @@ def resolve(annotation: Any, names: Callable[[], tuple[dict[str, Any], dict[str,
     holder = SimpleNamespace(__annotations__={"it": annotation})
     try:
         spaces = names()
-        return typing.get_type_hints(holder, *spaces, include_extras=True)["it"]
-    except Exception:  # noqa: BLE001  (an annotation may be any expression, and fail in any way)
+        found = typing.get_type_hints(holder, *spaces, include_extras=True)["it"]
+        _evaluate_aliases(found, set())
+    except (Exception, SystemExit):  # noqa: BLE001  (any expression, which may fail in any way)
         return UNRESOLVED
+    return found
+
+
+def _evaluate_aliases(annotation: Any, seen: set[int]) -> None:
+    """Raise while `type Pair = …` cannot be evaluated: that happens as late as for strings."""
+    if id(annotation) in seen:
+        return
+    seen.add(id(annotation))
+    if is_alias(annotation):
+        _evaluate_aliases(annotation.__value__, seen)
+    for part in typing.get_args(annotation):
+        for each in part if isinstance(part, list) else (part,):
+            _evaluate_aliases(each, seen)
+
+
+def is_alias(annotation: Any) -> bool:
+    """Whether it was made by a `type` statement; with arguments, too."""
+    kinds = (type(annotation).__name__, type(typing.get_origin(annotation)).__name__)
+    return "TypeAliasType" in kinds
 
 
 def holds_text(annotation: Any) -> bool:
-    """Whether there are strings in it that still have to be evaluated."""
+    """Whether there is something in it that still has to be evaluated."""
     try:
         return _cached_holds_text(annotation)
-    except TypeError:  # it cannot be hashed
+    except Exception:  # noqa: BLE001  (it cannot be hashed)
         return _holds_text(annotation)
 
 
-def is_plain(annotation: Any) -> bool:
-    """Whether it means the same wherever it stands: no strings, no type variables, no Self."""
-    if type(annotation) is type:
-        return True
-    if annotation is typing.Self or isinstance(annotation, TypeVar):
-        return False
-    return not getattr(annotation, "__parameters__", ()) and not holds_text(annotation)
-
-
 def _holds_text(annotation: Any) -> bool:
-    if isinstance(annotation, (str, typing.ForwardRef)):
+    if isinstance(annotation, (str, typing.ForwardRef)) or is_alias(annotation):
         return True
     if typing.get_origin(annotation) is Literal:
         return False

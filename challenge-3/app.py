@@ -157,6 +157,7 @@ def build(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service = service
         await run_in_threadpool(service.loader.load)
+        service.entry_points.probe = service.loader.probe
         try:
             service.cluster = await run_in_threadpool(cluster.join, settings)
         except StoreError as error:  # an outage is none: that degrades, and ends with the server
@@ -166,6 +167,7 @@ def build(settings: Settings) -> FastAPI:
             yield
         finally:
             await run_in_threadpool(cluster.leave)
+            service.entry_points.probe = None
             service.loader.close()
 
     app = web.create_app(

@@ -47,6 +47,8 @@ def change(cls: type, name: str, value: Any) -> None:
     is_set = value is GONE
     for each, findings in zip(affected, found, strict=True):
         definition: Definition = vars(each)[DEFINITION]
+        if name in findings.deferred and name not in definition.meters:
+            definition.pending_types = True
         if (member := findings.members.get(name)) is not None:
             definition.added.discard(name)
             definition.originals.pop(name, None)

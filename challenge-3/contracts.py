@@ -18,7 +18,7 @@ from types import FunctionType
 from typing import Any, Literal
 
 from members import Deferred, Subject, declaration, faults_of
-from signatures import POSITIONAL, POSITIONAL_ONLY, Fault, Kind, Member, Param, read
+from signatures import POSITIONAL, POSITIONAL_ONLY, Fault, Kind, Member, Param, note_layout, read
 from versions import parse_version
 from violations import (
     Violation,
@@ -39,6 +39,7 @@ class ContractSpec:
     members: Mapping[str, Member]
     attributes: Literal["required", "optional", "none"] = "none"
     any_of: bool = False
+    properties: tuple[str, ...] = ()  # which of the members are
 
     @property
     def name(self) -> str:
@@ -73,7 +74,9 @@ def spec_of(
     for name, member in members.items():
         if name.startswith("__") and name != "__call__":  # `a < b`: nobody passes it by name
             members[name] = replace(member, claimed=_by_position(member.claimed or ()))
-    return ContractSpec(cls, members, attributes, any_of)
+        note_layout(members[name])
+    properties = tuple(name for name, each in members.items() if each.kind is Kind.PROPERTY)
+    return ContractSpec(cls, members, attributes, any_of, properties)
 
 
 def _by_position(parameters: tuple[Param, ...]) -> tuple[Param, ...]:
@@ -165,8 +168,8 @@ class _Examination:
 
     def attribute(self, name: str, code: str, *, required: bool) -> None:
         """`version`, `description` and `author` are real values of the class."""
-        value = GONE if name in self.model_fields else self.lookup(name)[0]
-        if value is GONE or self.comes_from_contract(name):
+        value, owner = (GONE, self.cls) if name in self.model_fields else self.lookup(name)
+        if value is GONE or SPEC in vars(owner):  # the default of a contract
             if required or self.is_annotated(name):
                 self.report_attribute(code, name, GONE)
             return
@@ -178,10 +181,6 @@ class _Examination:
                 good = True
         if not good:
             self.report_attribute(code, name, value)
-
-    def comes_from_contract(self, name: str) -> bool:
-        """Whether the first definition of it in the MRO is the default of a contract."""
-        return SPEC in vars(self.lookup(name)[1])
 
     def report_attribute(self, code: str, name: str, value: Any) -> None:
         if name == "version":
@@ -253,13 +252,15 @@ class _Examination:
             function = value.fget
         if isinstance(function, FunctionType) and getattr(function, "__isabstractmethod__", False):
             return False
+        if (repeated := declared.repeated(value, owner)) is not None:
+            self.found.members[name] = repeated
+            return True
         found = read(name, value, owner, self.spaces)
         if found.kind is Kind.NOTHING and declared.kind is not Kind.PROPERTY:
             return False
         self.found.members[name] = found
-        if not found.is_copy_of(declared):
-            for fault in faults_of(self.subject, spec.cls, declared, found):
-                self.report(spec, declared, found, fault)
+        for fault in faults_of(self.subject, spec.cls, declared, found):
+            self.report(spec, declared, found, fault)
         return True
 
     def may_be_completed(self, declared: Member) -> bool:
@@ -316,8 +317,8 @@ class _Examination:
     def why_missing(self, declared: Member) -> tuple[str, str]:
         name = declared.name
         for base in self.cls.__mro__:
-            if name in vars(base) and not self.is_contract(base) and vars(base)[name] is not None:
-                function = vars(base)[name]
+            function = self.overrides.get((base, name), vars(base).get(name))
+            if function is not None and function is not GONE and not self.is_contract(base):
                 if getattr(function, "__isabstractmethod__", False):
                     return f"abstract in {base.__name__}", f"Define {name} in {self.cls.__name__}."
                 return (
@@ -363,7 +364,7 @@ def check_contract(cls: type, *contracts: type, strict: bool = False) -> list[Vi
     try:
         specs = [vars(each).get(SPEC) or spec_of(each) for each in contracts] or contracts_of(cls)
         return examine(cls, specs, strict=strict).violations
-    except Exception as error:  # noqa: BLE001  (never raises: whatever a hostile class does)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (whatever a hostile class does)
         name = getattr(cls, "__name__", type(cls).__name__)
         return [
             Violation(

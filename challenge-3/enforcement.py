@@ -83,9 +83,9 @@ class ContractEnforcerMeta(abc.ABCMeta):
                     f"{cls.__name__} is {what} and cannot be instantiated; define a class that "
                     "derives from it."
                 )
-            if definition.pending_fields:
+            if definition.pending_fields or definition.pending_types:
                 verify(cls)
-                definition.pending_fields = False
+                definition.pending_fields = definition.pending_types = False
             return super().__call__(*args, **kwargs)
 
     def __setattr__(cls, name: str, value: Any) -> None:

@@ -26,11 +26,26 @@ def substitute(annotation: Any, values: Mapping[Any, Any]) -> Any:
         return annotation
 
 
+def is_plain(annotation: Any) -> bool:
+    """Whether it means the same wherever it stands: no strings, no type variables, no Self."""
+    if type(annotation) is type or annotation is EMPTY:
+        return True
+    try:
+        return _cached_is_plain(annotation)
+    except Exception:  # noqa: BLE001  (it cannot be hashed)
+        return False
+
+
+@lru_cache(maxsize=8192)
+def _cached_is_plain(annotation: Any) -> bool:
+    return not holds_text(annotation) and not holds_variables(annotation)
+
+
 def holds_variables(annotation: Any) -> bool:
     """Whether there is anything in it that may be replaced."""
     try:
         return _cached_holds_variables(annotation)
-    except TypeError:  # it cannot be hashed
+    except Exception:  # noqa: BLE001  (it cannot be hashed)
         return True
 
 
@@ -123,5 +138,6 @@ def type_arguments(cls: type) -> dict[type, dict[Any, Any]]:
 
 
 def forget() -> None:
-    """Drop what the cache holds: a class that was unloaded must be able to die."""
+    """Drop what the caches hold: a class that was unloaded must be able to die."""
     _cached_holds_variables.cache_clear()
+    _cached_is_plain.cache_clear()

@@ -11,7 +11,7 @@ import asyncio
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter_ns
@@ -32,12 +32,14 @@ from signatures import (
     Parameters,
     color_of,
     parameters_of,
+    promises_await,
 )
-from subtyping import is_awaitable
 from violations import ContractRuntimeError, Violation, place_of_function
 
 OFFSET_NS = 16  # added to every duration, so that four bits are always there to tell buckets apart
-BUCKETS = 64 * 8 + 16
+# What stands where in the list of a meter. No duration leads to a bucket below the first.
+TOTAL, ERRORS, CANCELLATIONS, FIRST_BUCKET = 0, 1, 2, (5 << 3) + 8
+LENGTH = 64 * 8 + 16
 # Upper bounds of the histogram that Prometheus is given, in seconds.
 BOUNDS_SECONDS = (1e-6, 1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 
@@ -61,45 +63,32 @@ class Figures:
 
 
 class Meter:
-    """Counts of one method. `counts[0]` is the sum of all durations, the rest are buckets."""
+    """Counts of one method, in one list: the sum of all durations, two counts, and the buckets."""
 
-    __slots__ = ("cancellations", "counts", "errors")
+    __slots__ = ("counts",)
 
     def __init__(self) -> None:
-        self.counts = [0] * BUCKETS
-        self.errors = [0]
-        self.cancellations = [0]
-
-    def failed(self, error: BaseException, nanoseconds: int) -> None:
-        """Count how a call ended; a coroutine that is closed or cancelled has not failed."""
-        self.add(nanoseconds)
-        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-            self.cancellations[0] += 1
-        else:
-            self.errors[0] += 1
+        self.counts = [0] * LENGTH
 
     def add(self, nanoseconds: int) -> None:
         """Note a duration, as the measuring functions do it in place."""
-        elapsed = nanoseconds + OFFSET_NS
-        bits = elapsed.bit_length()
-        self.counts[(bits << 3) + (elapsed >> bits - 4)] += 1
-        self.counts[0] += elapsed
+        _add(self.counts, nanoseconds)
 
     def figures(self) -> Figures:
         """A snapshot; calls that end meanwhile are in the next."""
         counts = list(self.counts)
-        calls = sum(counts[1:])
-        total = max(0, counts[0] - calls * OFFSET_NS) / 1e9
+        calls = sum(counts[FIRST_BUCKET:])
+        total = max(0, counts[TOTAL] - calls * OFFSET_NS) / 1e9
         p50, p95, p99 = (_percentile(counts, calls, share) for share in (0.5, 0.95, 0.99))
-        return Figures(calls, self.errors[0], self.cancellations[0], total, p50, p95, p99)
+        return Figures(calls, counts[ERRORS], counts[CANCELLATIONS], total, p50, p95, p99)
 
     def cumulative(self) -> list[tuple[str, int]]:
         """Buckets for Prometheus, from the fine ones; a fine one counts by its middle."""
         counts = list(self.counts)
         found: list[tuple[str, int]] = []
-        running, index = 0, 1
+        running, index = 0, FIRST_BUCKET
         for bound in BOUNDS_SECONDS:
-            while index < BUCKETS and _middle(index) <= bound * 1e9:
+            while index < LENGTH and _middle(index) <= bound * 1e9:
                 running += counts[index]
                 index += 1
             found.append((f"{bound:g}", running))
@@ -107,9 +96,25 @@ class Meter:
         return found
 
 
+def _add(counts: list[int], nanoseconds: int) -> None:
+    elapsed = nanoseconds + OFFSET_NS
+    bits = elapsed.bit_length()
+    counts[(bits << 3) + (elapsed >> bits - 4)] += 1
+    counts[TOTAL] += elapsed
+
+
+def _add_failed(counts: list[int], error: BaseException, nanoseconds: int) -> None:
+    """Count how a call ended; a coroutine that is closed or cancelled has not failed."""
+    _add(counts, nanoseconds)
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        counts[CANCELLATIONS] += 1
+    else:
+        counts[ERRORS] += 1
+
+
 def _percentile(counts: list[int], calls: int, share: float) -> float | None:
     left = share * calls
-    for index in range(1, BUCKETS):
+    for index in range(FIRST_BUCKET, LENGTH):
         left -= counts[index]
         if counts[index] and left <= 0:
             return _middle(index) / 1e9
@@ -119,8 +124,6 @@ def _percentile(counts: list[int], calls: int, share: float) -> float | None:
 def _middle(index: int) -> float:
     """The middle of a bucket in nanoseconds."""
     bits, step = divmod(index - 8, 8)
-    if bits < 4:
-        return 0.0
     return ((step + 8.5) * (1 << (bits - 4))) - OFFSET_NS
 
 
@@ -135,7 +138,7 @@ def {name}({parameters}):
     try:
         result__ = raw__({arguments})
     except BaseException as error__:
-        failed__(error__, clock__() - start__)
+        failed__(counts__, error__, clock__() - start__)
         raise
     elapsed__ = clock__() - start__ + 16
     bits__ = elapsed__.bit_length()
@@ -152,15 +155,16 @@ def {name}({parameters}):
     try:
         result__ = raw__({arguments})
     except BaseException as error__:
-        failed__(error__, clock__() - start__)
+        failed__(counts__, error__, clock__() - start__)
         raise
     return outcome__(result__, start__)
 """
 _FACTORY = """
-def make(raw__, owner__, type__, clock__, counts__, failed__, pending__, outcome__):
+def make(raw__, owner__, counts__, pending__, outcome__):
 {body}
     return {name}
 """
+_GLOBALS = {"clock__": perf_counter_ns, "failed__": _add_failed, "type__": type}
 
 
 @lru_cache(maxsize=1024)
@@ -180,7 +184,7 @@ def _factory(
         arguments=_argument_list(shape),
     )
     body = "\n".join(f"    {line}" for line in text.splitlines())
-    space: dict[str, Any] = {}
+    space: dict[str, Any] = dict(_GLOBALS)
     exec(_FACTORY.format(body=body, name=name), space)  # noqa: S102  (of identifiers only)
     made: Callable[..., FunctionType] = space["make"]
     return made
@@ -207,11 +211,11 @@ def _argument_list(parameters: tuple[tuple[str, int, bool], ...]) -> str:
     return ", ".join(stars.get(kind, "{0}").format(name) for name, kind, _ in parameters)
 
 
-Verify = Callable[[], None]
+Verify = Callable[[type], None]
 
 
 def measured(
-    member: Member, owner: type, meter: Meter, deferred: Iterable[str], verify: Verify
+    member: Member, owner: type, meter: Meter, deferred: frozenset[str], verify: Verify
 ) -> Any:
     """What stands in the class in place of the member, or None when it is not measured.
 
@@ -229,7 +233,7 @@ def measured(
         parameters = _loose(member)
         function = _called_on_instance(value, member)
         binds = False
-    made = _wrap(function, parameters, member, owner, meter, frozenset(deferred), verify)
+    made = _wrap(function, parameters, member, owner, meter, deferred, verify)
     made.__dict__[RAW] = value
     if isinstance(value, classmethod):
         return classmethod(made)
@@ -273,18 +277,12 @@ def _wrap(
     name = member.name
     template = _template(function, member, deferred)
     make = _factory(template, name, member.kind, bool(deferred), shape)
-    pending: list[Verify] = []
+    pending = outcome = None
     if deferred:
-
-        def verify_once() -> None:
-            verify()
-            pending.clear()
-
-        pending.append(verify_once)
-    made = make(
-        function, owner, type, perf_counter_ns, meter.counts, meter.failed, pending,
-        functools.partial(_outcome, meter, member, deferred),
-    )  # fmt: skip
+        pending = _once(verify, owner)
+    if template is _AWAITABLE:
+        outcome = functools.partial(_outcome, meter.counts, member, deferred)
+    made = make(function, owner, meter.counts, pending, outcome)
     if isinstance(function, FunctionType) and function.__module__ != __name__:
         made.__defaults__ = function.__defaults__
         made.__kwdefaults__ = function.__kwdefaults__
@@ -292,9 +290,10 @@ def _wrap(
         made.__qualname__ = function.__qualname__
         made.__name__ = function.__name__
         made.__annotations__ = function.__annotations__
-        made.__dict__.update(function.__dict__)
-        made.__dict__.pop("__isabstractmethod__", None)
-        made.__dict__["__wrapped__"] = function
+        space = made.__dict__
+        space.update(function.__dict__)
+        space.pop("__isabstractmethod__", None)
+        space["__wrapped__"] = function
     else:
         made.__module__, made.__qualname__ = owner.__module__, f"{owner.__qualname__}.{name}"
         made.__doc__ = getattr(member.function, "__doc__", None)
@@ -302,6 +301,18 @@ def _wrap(
         for helper in _HELPERS.get(type(member.value), ()):
             setattr(made, helper, getattr(member.value, helper))
     return made
+
+
+def _once(verify: Verify, owner: type) -> list[Callable[[], None]]:
+    """What is to be called before a call, as long as it raises."""
+    pending: list[Callable[[], None]] = []
+
+    def verify_once() -> None:
+        verify(owner)
+        pending.clear()
+
+    pending.append(verify_once)
+    return pending
 
 
 # What else users of these decorators reach through the method.
@@ -312,7 +323,9 @@ _HELPERS: dict[type, tuple[str, ...]] = {
 
 
 def _template(function: Any, member: Member, deferred: frozenset[str]) -> str:
-    color = color_of(function) if isinstance(function, FunctionType) else Color.SYNC
+    color = Color.SYNC
+    if isinstance(function, FunctionType):
+        color = member.color if function is member.outer else color_of(function)
     if color is Color.ASYNC:
         return _ASYNC
     if "awaitable" in deferred or member.inner_color is Color.ASYNC or _returns_await(member):
@@ -338,7 +351,7 @@ def _keep_signature(made: FunctionType, member: Member) -> None:
 
 
 def _returns_await(member: Member) -> bool:
-    return member.color is Color.SYNC and is_awaitable(member.resolved(member.annotation))
+    return member.color is Color.SYNC and promises_await(member)
 
 
 def _guard(kind: Kind, shape: tuple[tuple[str, int, bool], ...], template: str) -> str:
@@ -355,31 +368,31 @@ def _guard(kind: Kind, shape: tuple[tuple[str, int, bool], ...], template: str) 
 
 
 def _outcome(
-    meter: Meter, member: Member, deferred: frozenset[str], result: Any, start: int
+    counts: list[int], member: Member, deferred: frozenset[str], result: Any, start: int
 ) -> Any:
     """What a plain function gave back that wraps an async one: measured until it was awaited."""
     if inspect.isawaitable(result):
         if "not awaitable" not in deferred:
-            return _until_done(meter, result, start)
+            return _until_done(counts, result, start)
         if inspect.iscoroutine(result):
             result.close()
         wrong = _wrong_color(member, "a plain value", "something to await")
     elif "awaitable" in deferred or _returns_await(member):
         wrong = _wrong_color(member, "something to await", f"a {type(result).__name__}")
     else:
-        meter.add(perf_counter_ns() - start)
+        _add(counts, perf_counter_ns() - start)
         return result
-    meter.failed(wrong, perf_counter_ns() - start)
+    _add_failed(counts, wrong, perf_counter_ns() - start)
     raise wrong
 
 
-async def _until_done(meter: Meter, awaitable: Any, start: int) -> Any:
+async def _until_done(counts: list[int], awaitable: Any, start: int) -> Any:
     try:
         result = await awaitable
     except BaseException as error:
-        meter.failed(error, perf_counter_ns() - start)
+        _add_failed(counts, error, perf_counter_ns() - start)
         raise
-    meter.add(perf_counter_ns() - start)
+    _add(counts, perf_counter_ns() - start)
     return result
 
 

@@ -15,12 +15,12 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, ModuleType
-from typing import Any
+from types import FrameType, ModuleType, TracebackType
+from typing import Any, Literal, TypeVar
 
 from logs import get_logger
 from probing import DoesNotLoad, Probe
@@ -33,6 +33,7 @@ PACKAGE = "_c3_plugins"
 GROUP = "challenge3.plugins"
 LARGEST_FILE_BYTES = 1024 * 1024
 LONGEST_ERROR = 2000
+MOST_LINES = LARGEST_FILE_BYTES
 
 
 class LoadError(RegistryError):
@@ -75,9 +76,17 @@ class FileSource:
         """SHA-256 of the file."""
         return self.digest
 
-    def owns(self, cls: type) -> bool:
-        """Whether the class was defined by the file."""
-        return cls.__module__ == self.module.__name__
+    def owns(self, cls: type, frame: FrameType) -> bool:  # noqa: ARG002
+        """All but those of modules that the file imports: they are not made anew by a reload.
+
+        The name of its module is no help: `make_dataclass` and factories elsewhere give others.
+        """
+        caller: FrameType | None = frame
+        while caller is not None and caller.f_code is not PluginLoader._load_file.__code__:
+            if caller.f_code.co_filename.startswith("<frozen importlib"):
+                return False
+            caller = caller.f_back
+        return True
 
     def dropped(self) -> None:
         """Let the module go: no call runs on it any more."""
@@ -182,9 +191,9 @@ class PluginLoader:
                 phase = "register"
         except BaseException as error:  # a plugin may raise SystemExit or anything else
             sys.modules.pop(module.__name__, None)
-            if interrupts and isinstance(error, KeyboardInterrupt):
+            if interrupts and type(error) is KeyboardInterrupt:
                 raise
-            if isinstance(error, ContractViolationError) and phase == "import":
+            if phase == "import" and issubclass(type(error), ContractViolationError):
                 phase = "contract"
             return self._fail(path, phase, error)
         finally:
@@ -273,7 +282,34 @@ def _remember_lines(path: Path, content: bytes) -> None:
     linecache.cache[str(path)] = (len(content), None, lines, str(path))
 
 
+Described = TypeVar("Described")
+
+
+def _careful(describe: Callable[[], Described], otherwise: Described) -> Described:
+    """An exception of a plugin may fail to describe itself, in any way: it may exit, even."""
+    try:
+        return describe()
+    except BaseException:  # noqa: BLE001
+        return otherwise
+
+
+def _text_of(error: BaseException, directory: Path) -> str:
+    """The error without the place of the directory on this machine; it can be sent as JSON."""
+    text = _careful(lambda: f"{error}", "its message cannot be read")
+    text = text.replace(f"{directory}{os.sep}", "")[:LONGEST_ERROR]
+    text = text.encode("utf-8", "replace").decode()
+    if text and issubclass(type(error), (ContractViolationError, OSError, DoesNotLoad)):
+        return text
+    kind = _careful(lambda: f"{type(error).__name__}", "an exception")
+    return f"{kind}: {text}" if text else kind
+
+
 def _line_of(error: BaseException, file: str) -> int | None:
+    line = _careful(lambda: _stated_line(error, file), None)
+    return line if type(line) is int and 0 < line < MOST_LINES else None
+
+
+def _stated_line(error: BaseException, file: str) -> int | None:
     if isinstance(error, SyntaxError) and error.filename == file:
         return error.lineno
     if isinstance(error, DoesNotLoad):
@@ -282,24 +318,18 @@ def _line_of(error: BaseException, file: str) -> int | None:
         for violation in error.violations:
             if violation.file == file:
                 return violation.line
-    line, trace = None, error.__traceback__
-    while trace is not None:
+    line = None
+    for trace in _traces(error):
         if trace.tb_frame.f_code.co_filename == file:
             line = trace.tb_lineno
-        trace = trace.tb_next
     return line
 
 
-def _text_of(error: BaseException, directory: Path) -> str:
-    """The error without the place of the directory on this machine."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001  (an exception of a plugin may fail to describe itself)
-        text = "its message cannot be read"
-    text = text.replace(f"{directory}{os.sep}", "")[:LONGEST_ERROR]
-    if isinstance(error, (ContractViolationError, OSError, DoesNotLoad)) and text:
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _traces(error: BaseException) -> Iterator[TracebackType]:
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
 
 
 # --- installed distributions ------------------------------------------------------------------
@@ -324,7 +354,7 @@ class DistributionSource:
         content = Path(file).read_bytes() if file else cls.__qualname__.encode()
         return hashlib.sha256(content).hexdigest()
 
-    def owns(self, cls: type) -> bool:
+    def owns(self, cls: type, frame: FrameType) -> bool:  # noqa: ARG002
         """Whether the class was defined by the package of the entry point."""
         return cls.__module__.partition(".")[0] == self.module.partition(".")[0]
 
@@ -338,6 +368,7 @@ class EntryPoints:
     def __init__(self, registry: Registry, group: str = GROUP) -> None:
         self.registry = registry
         self.group = group
+        self.probe: Probe | None = None  # the app sets it while it runs
         self._pending: dict[tuple[str, str], importlib.metadata.EntryPoint] = {}
         self._known: set[tuple[str, str]] = set()
         self._scanned: tuple[Any, ...] | None = None
@@ -371,35 +402,84 @@ class EntryPoints:
         if seen == self._scanned:
             return
         self._scanned = seen
-        for point in importlib.metadata.entry_points(group=self.group):
-            key = (point.name, _distribution_of(point))
-            if key not in self._known:
-                self._known.add(key)
+        for point in self._points():
+            key = (point.name, _distribution_of(point.dist))
+            if key in self._known:
+                continue
+            self._known.add(key)
+            if point.pattern.match(point.value):
                 self._pending[key] = point
+            else:
+                self._fail(*key, ValueError(f"{point.value!r:.80} is no module:attribute"))
+
+    def _points(self) -> list[importlib.metadata.EntryPoint]:
+        """All of the group; where the files of one distribution are broken, those of the others."""
+        try:
+            return list(importlib.metadata.entry_points(group=self.group))
+        except Exception:  # noqa: BLE001  (it raises many kinds, and does not say for which one)
+            log.warning("entry_points_unreadable", group=self.group)
+        found: list[importlib.metadata.EntryPoint] = []
+        for each in importlib.metadata.distributions():
+            try:
+                found += each.entry_points.select(group=self.group)
+            except Exception as error:  # noqa: BLE001
+                self._fail("entry_points.txt", _distribution_of(each), error)
+        return found
 
     def _load(self, point: importlib.metadata.EntryPoint) -> bool:
-        label = _distribution_of(point)
+        """Import one as one transaction; whether it registered anything."""
+        label = _distribution_of(point.dist)
+        try:
+            if self.probe is not None and point.module not in sys.modules:
+                self.probe.check_entry_point(point.value)
+        except DoesNotLoad as error:
+            return self._fail(point.name, label, error)
         token = loading_from.set(DistributionSource(label, point.module))
         try:
-            with self.registry.transaction() as found:
+            with _noticing_interrupts() as interrupts, self.registry.transaction() as found:
                 point.load()
         except BaseException as error:  # whatever an installed module does, the app stays up
-            if isinstance(error, KeyboardInterrupt):
+            if interrupts and type(error) is KeyboardInterrupt:
                 raise
-            text = f"{label}: {_text_of(error, Path())}"
-            self.registry.failures[f"{point.name} of {label}"] = Failure(
-                phase="entry point", name=point.name, error=text
-            )
-            log.warning("plugin_failed", entry_point=point.name, distribution=label, error=text)
-            return False
+            return self._fail(point.name, label, error, point.module)
         finally:
             loading_from.reset(token)
         return bool(found)
 
+    def _fail(
+        self, name: str, label: str, error: BaseException, module: str = ""
+    ) -> Literal[False]:
+        file = _careful(lambda: _file_of(error, module), "")
+        failure = Failure(
+            phase="entry point",
+            error=f"{label}: {_text_of(error, Path(file).parent)}",
+            name=name,
+            line=_line_of(error, file),
+        )
+        self.registry.failures[f"{name} of {label}"] = failure
+        log.warning(
+            "plugin_failed", entry_point=name, distribution=label, line=failure.line,
+            error=failure.error,
+        )  # fmt: skip
+        return False
 
-def _distribution_of(point: importlib.metadata.EntryPoint) -> str:
-    found = point.dist
-    return f"{found.name} {found.version}" if found is not None else "an unknown distribution"
+
+def _file_of(error: BaseException, module: str) -> str:
+    """The file of a module whose import failed; it may have left no other trace of it."""
+    for trace in _traces(error):
+        if trace.tb_frame.f_globals.get("__name__") == module:
+            return trace.tb_frame.f_code.co_filename
+    return f"{error.filename}" if isinstance(error, SyntaxError) else ""
+
+
+def _distribution_of(found: importlib.metadata.Distribution | None) -> str:
+    """Its name and version; files that somebody has damaged may have neither."""
+    try:
+        if found is not None and found.name:
+            return f"{found.name} {found.version}"
+    except Exception:  # noqa: BLE001, S110  (it is known by its entry points alone)
+        pass
+    return "an unknown distribution"
 
 
 def _modified(entry: str) -> int:

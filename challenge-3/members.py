@@ -13,7 +13,7 @@ from typing_extensions import is_typeddict
 
 from annotations import EMPTY, UNRESOLVED, text_of
 from calls import compare_calls, same_shape
-from generics import UNPACKS, substitute, type_arguments, upper_bound
+from generics import UNPACKS, is_plain, substitute, type_arguments, upper_bound
 from signatures import (
     KEYWORD_ONLY,
     POSITIONAL,
@@ -117,8 +117,7 @@ class _Comparison:
             return
         wanted, claimed = _spelled_out(declared, wanted), _spelled_out(found, claimed)
         if claimed is found.parameters or same_shape(claimed, found.parameters):
-            if not same_shape(wanted, claimed):
-                yield from compare_calls(wanted, claimed)
+            yield from compare_calls(wanted, claimed)
             return
         told = list(compare_calls(wanted, claimed))
         if told:
@@ -175,6 +174,8 @@ class _Comparison:
         return self.typed(self.found.owner, self.found, annotation)
 
     def typed(self, owner: type, member: Member, annotation: Any) -> Any:
+        if is_plain(annotation):  # the usual case
+            return annotation
         resolved = member.resolved(annotation)
         if resolved is UNRESOLVED:
             self.subject.defer(member.name, "types")
@@ -184,6 +185,8 @@ class _Comparison:
         declared, found = self.declared, self.found
         given = _spelled_out(declared, declared.claimed or ())
         for wanted, have in _pairs(given, _spelled_out(found, found.claimed or ())):
+            if wanted.annotation is have.annotation and is_plain(have.annotation):
+                continue
             source = self.contract_type(wanted.annotation)
             target = self.found_type(have.annotation)
             if isinstance(source, TypeVar) and self.subject.is_free(source):
@@ -208,6 +211,14 @@ class _Comparison:
     def outcome(self) -> Iterator[Fault]:
         """Async or not, generator or not, and the type of what comes out in the end."""
         declared, found = self.declared, self.found
+        if (
+            declared.layout is not None  # so that its color is plain to see
+            and declared.color is found.color is found.inner_color
+            and found.manager is None
+            and is_plain(found.annotation)
+            and found.annotation == declared.annotation
+        ):
+            return
         target = self.result_type(self.contract, declared)
         source = self.result_type(found.owner, found)
         if found.parameters is None and found.color is Color.SYNC:

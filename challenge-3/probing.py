@@ -1,14 +1,16 @@
-"""Runs a plugin file in a process that may die, before it runs in the one that must not.
+"""Runs plugins' files and modules in a process that may die, before the one that must not.
 
-Whoever imports a file cannot contain a file that never ends, calls `os._exit` or crashes. So a
-helper process, which has imported `utils` and nothing else, forks for each file: the fork runs it
-and dies. That costs milliseconds; starting the helper costs one import of `utils`. What a file
-raises is not told here: the loader finds that out by itself, with phase and line.
+Whoever imports code cannot contain what never ends, calls `os._exit` or crashes. So a helper
+process, which has imported `utils` and nothing else, forks for each file or entry point: the fork
+runs it and dies. That costs milliseconds; starting the helper costs one import of `utils`. What
+is raised is not told here: the loader finds that out by itself, with phase and line.
 """
 
 import base64
 import contextlib
 import faulthandler
+import importlib
+import importlib.metadata
 import json
 import os
 import re
@@ -45,14 +47,17 @@ class Probe:
 
     def check(self, path: Path, content: bytes) -> None:
         """Return when running the file comes to an end; DoesNotLoad when it does not."""
+        self._check({"path": str(path), "content": base64.b64encode(content).decode()})
+
+    def check_entry_point(self, value: str) -> None:
+        """Return when loading `module:attribute` comes to an end; DoesNotLoad when it does not."""
+        self._check({"entry point": value})
+
+    def _check(self, question: dict[str, Any]) -> None:
         if not hasattr(os, "fork"):
             return
-        question = {
-            "path": str(path),
-            "content": base64.b64encode(content).decode(),
-            "timeout": self.timeout_seconds,
-            "sys.path": [str(entry) for entry in sys.path],
-        }
+        question["timeout"] = self.timeout_seconds
+        question["sys.path"] = [str(entry) for entry in sys.path]
         with self._lock:
             answer = self._ask(question)
             if answer is None and self._helper is not None:  # it had left, since it was idle
@@ -126,7 +131,7 @@ def _leave(number: int, frame: Any) -> None:
 
 
 def run_apart(question: dict[str, Any]) -> tuple[str | None, int | None]:
-    """Run the file in a fork; what became of it, if not an end."""
+    """Run the code in a fork; what became of it, if not an end, and the line where it hangs."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -146,15 +151,24 @@ def run_apart(question: dict[str, Any]) -> tuple[str | None, int | None]:
         os.waitpid(child, 0)
     _running.discard(child)
     if status is None:
-        found = re.search(
-            rb'File "%s", line (\d+)' % re.escape(os.fsencode(question["path"])), told
-        )
-        return f"did not end within {question['timeout']:g} s", int(found[1]) if found else None
+        return f"did not end within {question['timeout']:g} s", _line_in(told, question)
     if told.endswith(b"."):
         return None, None
     code = os.waitstatus_to_exitcode(status)
     how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
     return f"ends the process that imports it ({how})", None
+
+
+def _line_in(told: bytes, question: dict[str, Any]) -> int | None:
+    """The innermost line of the file, or of the module that the entry point made us import."""
+    frames = [(os.fsdecode(file), int(line)) for file, line in _FRAME.findall(told)]
+    imported = [file for file, _ in frames if not file.startswith(_MACHINERY)]
+    own = question.get("path") or (imported[-1] if imported else None)
+    return next((line for file, line in frames if file == own), None)
+
+
+_FRAME = re.compile(rb'File "(.+)", line (\d+)')  # the innermost comes first
+_MACHINERY = ("<frozen", __file__, importlib.__file__, importlib.metadata.__file__)
 
 
 def _all_of(pipe: int) -> bytes:
@@ -181,7 +195,7 @@ def _wait(child: int, seconds: float) -> int | None:
 
 
 def _run(question: dict[str, Any], writing: int) -> None:
-    """In the fork: the file as the loader would run it, and nothing after it."""
+    """In the fork: the code as the loader would run it, and nothing after it."""
     try:
         os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -191,18 +205,24 @@ def _run(question: dict[str, Any], writing: int) -> None:
             os.dup2(nothing, stream)
         faulthandler.register(signal.SIGUSR1, file=writing)
         sys.path[:] = question["sys.path"]
-        module = ModuleType("_c3_plugins.probe")
-        module.__file__ = question["path"]
-        sys.modules["_c3_plugins"] = ModuleType("_c3_plugins")
-        sys.modules[module.__name__] = module
-        content = base64.b64decode(question["content"])
-        code = compile(content, question["path"], "exec", dont_inherit=True)
-        exec(code, module.__dict__)  # noqa: S102  (this is what loading a plugin is)
+        if "path" in question:
+            _run_file(question["path"], base64.b64decode(question["content"]))
+        else:
+            importlib.invalidate_caches()
+            importlib.metadata.EntryPoint("it", question["entry point"], "probed").load()
     except BaseException:  # noqa: BLE001, S110  (the loader tells what it raises)
         pass
     with contextlib.suppress(OSError):
         os.write(writing, b".")
     os._exit(0)
+
+
+def _run_file(path: str, content: bytes) -> None:
+    module = ModuleType("_c3_probed")
+    module.__file__ = path
+    sys.modules[module.__name__] = module
+    code = compile(content, path, "exec", dont_inherit=True)
+    exec(code, module.__dict__)  # noqa: S102  (this is what loading a plugin is)
 
 
 if __name__ == "__main__":

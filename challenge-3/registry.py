@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_origin, overload
 
 from annotations import text_of
@@ -80,8 +81,8 @@ class Source(Protocol):
     def dropped(self) -> None:
         """No plugin of it is left."""
 
-    def owns(self, cls: type) -> bool:
-        """Whether the class was defined by what is being read."""
+    def owns(self, cls: type, frame: FrameType) -> bool:
+        """Whether the class, defined in this frame, comes from what is being read."""
 
 
 def _now() -> str:
@@ -120,19 +121,19 @@ class InProcess:
     def dropped(self) -> None:
         """Nothing to let go of."""
 
-    def owns(self, cls: type) -> bool:
+    def owns(self, cls: type, frame: FrameType) -> bool:  # noqa: ARG002
         """Every class."""
-        return cls is not None
+        return True
 
 
 IN_PROCESS = InProcess()
 loading_from: "ContextVar[Source | None]" = ContextVar("loading_from", default=None)
 
 
-def current_source(cls: type) -> Source:
-    """What is being loaded, for the classes of its own module; else this process."""
+def current_source(cls: type, frame: FrameType) -> Source:
+    """What is being loaded, for its own classes; else this process."""
     source = loading_from.get()
-    return source if source is not None and source.owns(cls) else IN_PROCESS
+    return source if source is not None and source.owns(cls, frame) else IN_PROCESS
 
 
 @dataclass(eq=False)
@@ -197,6 +198,9 @@ class Family:
     @classmethod
     def of(cls, plugins: tuple[Plugin, ...], pinned: Version | None) -> "Family":
         """With the pinned version as the default, or else the highest release."""
+        if len(plugins) == 1:
+            only = plugins[0]
+            return cls(plugins, only, pinned if only.version == pinned else None)
         wanted = pinned if any(p.version == pinned for p in plugins) else None
         chosen = wanted or default_of([plugin.version for plugin in plugins])
         default = next(p for p in plugins if p.version == chosen)
@@ -524,7 +528,7 @@ def key_fault(name: str) -> str | None:
     """Why a plugin cannot be called so."""
     if name in RESERVED:
         return f"{name!r}, which is reserved"
-    if not NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         return f"{name!r:.80}"
     return None
 

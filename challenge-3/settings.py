@@ -23,7 +23,7 @@ class Settings(BaseSettings):
         default=30.0, gt=0, le=3600, description="A call that takes longer is answered with 504."
     )
     load_timeout_seconds: float = Field(
-        default=10.0, gt=0, le=3600, description="A file that runs longer at import is not loaded."
+        default=10.0, gt=0, le=3600, description="What runs longer at import is not loaded."
     )
     admin_token: SecretStr | None = Field(
         default=None, description="Opens enable, disable and reload to who sends it as Bearer."

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from annotations import EMPTY, is_plain, resolve, text_of
+from annotations import EMPTY, resolve, text_of
+from generics import is_plain
 from subtyping import is_awaitable
 
 RAW = "__contract_raw__"  # on a function that stands before a member: the member as it was written
@@ -64,7 +65,7 @@ class Fault(NamedTuple):
 Parameters = tuple[Param, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # not frozen: making a frozen one takes three times as long
 class Member:
     """A member, read without running it.
 
@@ -87,7 +88,9 @@ class Member:
     inner_color: Color = Color.SYNC
     annotation: Any = EMPTY
     manager: Any = None  # what `@contextmanager` makes of it
-    spaces: Any = field(default=None, compare=False, repr=False)
+    spaces: Any = field(default=None, repr=False)
+    layout: tuple[Any, ...] | None = None  # of a declaration that can be repeated word for word
+    awaits: bool | None = None  # whether that one gives something to await
 
     def resolved(self, annotation: Any) -> Any:
         """The annotation without strings in it, or UNRESOLVED."""
@@ -111,18 +114,26 @@ class Member:
             known[variable.__name__] = variable
         return function.__globals__, known
 
-    def is_copy_of(self, declared: "Member") -> bool:
-        """Whether it repeats the declaration word for word, so that nothing has to be compared."""
-        return (
-            self.kind is declared.kind
-            and self.color is declared.color is self.inner_color
-            and self.parameters is self.claimed is not None
-            and self.annotation == declared.annotation
-            and self.claimed == declared.claimed
-            and self.has_self
-            and is_plain(self.annotation)
-            and all(is_plain(param.annotation) for param in self.claimed)
-        )
+    def repeated(self, value: Any, owner: type) -> "Member | None":
+        """What `value` is as a member of `owner`, where it repeats this one word for word.
+
+        Then nothing is left to compare: most classes are written so.
+        """
+        if self.layout is None or type(value) is not type(self.value):
+            return None
+        function = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+        if (
+            type(function) is not FunctionType
+            or function.__dict__
+            or _layout_of(function) != self.layout
+            or not _equal(function.__annotations__, self.function.__annotations__)
+        ):
+            return None
+        return Member(
+            self.name, value, owner, self.kind, function, function,
+            self.parameters, self.claimed, self.with_self, True,
+            self.color, self.color, self.annotation, awaits=self.awaits,
+        )  # fmt: skip
 
     @property
     def text(self) -> str:
@@ -215,6 +226,46 @@ def parameters_of(function: FunctionType) -> Parameters:
         name = names[extra]
         found.append(Param(name, VAR_KEYWORD, False, annotations.get(name, EMPTY)))
     return tuple(found)
+
+
+_COLORS_AND_STARS = (
+    inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE
+    | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
+)  # fmt: skip
+
+
+def _layout_of(function: FunctionType) -> tuple[Any, ...]:
+    """All of a signature but its annotations, as the code has it, to be compared in one step."""
+    code = function.__code__
+    flags = code.co_flags & _COLORS_AND_STARS
+    stars = bool(flags & inspect.CO_VARARGS) + bool(flags & inspect.CO_VARKEYWORDS)
+    return (
+        code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + stars],
+        code.co_argcount, code.co_posonlyargcount, flags,
+        len(function.__defaults__ or ()), set(function.__kwdefaults__ or ()),
+    )  # fmt: skip
+
+
+def _equal(some: dict[str, Any], others: dict[str, Any]) -> bool:
+    try:
+        return some == others
+    except Exception:  # noqa: BLE001  (an annotation may be anything, an array for one)
+        return False
+
+
+def note_layout(declared: Member) -> None:
+    """Prepare a member of a contract for `repeated`, where its words mean the same elsewhere."""
+    function = declared.function
+    if (
+        function is not None
+        and function is declared.outer
+        and declared.kind in (Kind.INSTANCE, Kind.CLASS, Kind.STATIC)
+        and declared.parameters is declared.claimed
+        and declared.has_self
+        and all(map(is_plain, function.__annotations__.values()))
+    ):
+        declared.layout = _layout_of(function)
+        declared.awaits = promises_await(declared)
 
 
 def told_by_inspect(target: Any) -> tuple[Parameters, Any] | None:
@@ -312,12 +363,13 @@ def _callable(name: str, value: Any, owner: type, kind: Kind, outer: Any, spaces
         is_told = claimed is not parameters
         has_self, parameters = _without_first(parameters)
         claimed = _without_first(claimed)[1] if is_told else parameters
+    color = color_of(outer)
     return Member(
         name, value, owner, kind,
         outer=outer,
         function=inner if isinstance(inner, FunctionType) else None,
         parameters=parameters, claimed=claimed, with_self=with_self, has_self=has_self,
-        color=color_of(outer), inner_color=color_of(inner),
+        color=color, inner_color=color if inner is outer else color_of(inner),
         annotation=returned, manager=manager, spaces=spaces,
     )  # fmt: skip
 
@@ -426,4 +478,6 @@ def setter_of(value: Any) -> FunctionType | None:
 
 def promises_await(member: Member) -> bool:
     """Whether a call gives something to await."""
+    if member.awaits is not None:
+        return member.awaits
     return member.color is Color.ASYNC or is_awaitable(member.resolved(member.annotation))

@@ -15,7 +15,7 @@ from typing_extensions import is_typeddict
 
 import annotations
 import generics
-from annotations import EMPTY, UNIONS, UNRESOLVED
+from annotations import EMPTY, UNIONS, UNRESOLVED, is_alias
 from generics import UNPACKS, bound_to, substitute
 
 _WRAPPERS = (typing.ClassVar, typing.Final, typing.Required, typing.NotRequired)
@@ -48,12 +48,16 @@ def _cached(source: Any, target: Any) -> bool | None:
 def _plain(annotation: Any) -> Any:
     """The annotation without what says nothing about values (Annotated, Final, aliases)."""
     while True:
+        if type(annotation) is type:
+            return annotation
         if annotation is None:
             return type(None)
+        if annotation is typing.LiteralString:
+            return str
         origin = typing.get_origin(annotation)
         if origin is typing.Annotated or origin in _WRAPPERS:
             annotation = typing.get_args(annotation)[0]
-        elif "TypeAliasType" in (type(annotation).__name__, type(origin).__name__):
+        elif is_alias(annotation):
             annotation = _behind_alias(annotation)
         else:
             return annotation
@@ -86,13 +90,13 @@ def _assignable(source: Any, target: Any) -> bool | None:
         return _all(_literal(value, target) for value in typing.get_args(source))
     if typing.get_origin(target) in UNIONS:
         return _any(assignable(source, arm) for arm in typing.get_args(target))
+    if isinstance(source, NewType):
+        return assignable(source.__supertype__, target)
     if typing.get_origin(target) is Literal:
         values = _all_values(source)
         if values is not None:
             return _all(_literal(value, target) for value in values)
-        return False if isinstance(source, type) else None
-    if isinstance(source, NewType):
-        return assignable(source.__supertype__, target)
+        return False if _is_class(typing.get_origin(source) or source) else None
     if isinstance(target, NewType):
         return False
     return _nominal(source, target)
@@ -143,8 +147,8 @@ def _nominal(source: Any, target: Any) -> bool | None:
         return None
     if target_class is abc.Callable:
         return _callable(source, target, source_class)
-    if source_class is abc.Callable:
-        return False if target_class in (int, str, float, bool, bytes, list, dict) else None
+    if source_class is abc.Callable and not getattr(target_class, "_is_protocol", False):
+        return _is_subclass(abc.Callable, target_class)
     if _is_subclass(source_class, _PROMOTIONS.get(target_class, ())):
         return True
     if is_typeddict(target_class):
@@ -213,9 +217,11 @@ def _variance(target: type, arguments: tuple[Any, ...]) -> str:
 
 
 def _tuple(source: Any, wanted: tuple[Any, ...]) -> bool | None:
+    if (fields := _fields_of(source)) is not None:
+        source = tuple.__class_getitem__(fields)
     given = typing.get_args(source)
     if typing.get_origin(source) is not tuple or source in _ANY_TUPLE:
-        return None  # any tuple, or a named one: its fields would have to be read
+        return None
     have, want = _parts(given), _parts(wanted)
     if have is None or want is None:
         return None
@@ -229,9 +235,19 @@ def _tuple(source: Any, wanted: tuple[Any, ...]) -> bool | None:
         return _all(assignable(each, other) for each, other in pairs)
     if wanted_many is EMPTY:
         return False
+    if len(first) + len(last) < len(wanted_first) + len(wanted_last):
+        return False
     if wanted_first or wanted_last:
         return True if have == want else None
     return _all(assignable(each, wanted_many) for each in (*first, many, *last))
+
+
+def _fields_of(source: Any) -> tuple[Any, ...] | None:
+    """The types of what is in a named tuple; of the fields that its own class declares."""
+    names = vars(source).get("_fields") if _is_class(source) else None
+    if not isinstance(names, tuple):
+        return None
+    return tuple(vars(source).get("__annotations__", {}).get(name, EMPTY) for name in names)
 
 
 def _parts(arguments: tuple[Any, ...]) -> tuple[list[Any], Any, list[Any]] | None:
@@ -304,6 +320,8 @@ def _arguments_as(source: Any, source_class: type, target: type) -> tuple[Any, .
         return arguments or None
     if (found := _declared(source_class, target, arguments)) is not None:
         return found
+    if (fields := _fields_of(source_class)) is not None:
+        source_class, arguments = tuple, fields
     if source_class is tuple:
         if (parts := _parts(arguments)) is None:
             return None
@@ -311,10 +329,12 @@ def _arguments_as(source: Any, source_class: type, target: type) -> tuple[Any, .
         return (typing.Union[items],) if items else None  # noqa: UP007  (built from a tuple)
     if source_class is str:
         return (str,)
-    if source_class in (bytes, bytearray, range):
+    if source_class in (bytes, bytearray, memoryview, range):
         return (int,)
     if not arguments:
         return None
+    if source_class is abc.ItemsView:
+        return (tuple.__class_getitem__(arguments),)
     if source_class is collections.Counter and issubclass(target, abc.Mapping):
         return (arguments[0], int)
     if source_class in (abc.Generator, abc.AsyncGenerator):
@@ -341,7 +361,9 @@ def _declared(source: type, target: type, arguments: tuple[Any, ...]) -> tuple[A
         if _is_subclass(origin, target):
             return _arguments_as(inner, origin, target)
     for plain in source.__bases__:
-        if plain is not object and "__orig_bases__" not in vars(source) and target in plain.__mro__:
+        if plain is object or "__orig_bases__" in vars(source):
+            continue
+        if target in plain.__mro__ or (str in plain.__mro__ and _is_subclass(plain, target)):
             return _arguments_as(plain, plain, target)
     return None
 
@@ -370,6 +392,8 @@ def is_awaitable(annotation: Any) -> bool:
 
 def has_awaitable_arm(annotation: Any) -> bool:
     """Whether a union leaves it to the implementation to be async (`int | Awaitable[int]`)."""
+    if type(annotation) is type:
+        return False
     annotation = _plain(annotation)
     if typing.get_origin(annotation) not in UNIONS:
         return False

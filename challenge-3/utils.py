@@ -14,7 +14,7 @@ cure. One that keeps them is registered under (name, version) and measured.
 import abc
 from collections.abc import Awaitable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, get_origin
 
 from pydantic import BaseModel
 from typing_extensions import TypeVar
@@ -218,5 +218,5 @@ def get_all_plugins(kind: type | None = None, *, include_disabled: bool = False)
         plugin.cls
         for plugin in registry.snapshot()
         if (include_disabled or plugin.state is State.ENABLED)
-        and (kind is None or issubclass(plugin.cls, kind))
+        and (kind is None or issubclass(plugin.cls, get_origin(kind) or kind))
     ]

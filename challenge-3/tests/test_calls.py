@@ -3,9 +3,11 @@
 Python itself is the oracle: each signature becomes a function, which is called in every way.
 """
 
+import functools
 import inspect
 from collections.abc import Iterator
 from itertools import combinations, permutations, product
+from types import FunctionType
 
 import pytest
 
@@ -16,8 +18,11 @@ from signatures import (
     POSITIONAL_ONLY,
     VAR_KEYWORD,
     VAR_POSITIONAL,
+    Kind,
     Param,
     Parameters,
+    note_layout,
+    read,
     text_of_parameters,
 )
 
@@ -85,6 +90,51 @@ def test_no_call_that_the_contract_allows_fails_where_nothing_is_reported() -> N
                 wrongly_rejected.append((contract, found, codes))
     assert wrongly_accepted == []
     assert wrongly_rejected == []
+
+
+def test_only_what_repeats_a_declaration_word_for_word_is_not_compared() -> None:
+    class Owner: ...
+
+    made: dict[Parameters, FunctionType] = {}
+    for each in signatures():
+        space: dict[str, FunctionType] = {}
+        text = text_of_parameters(each, bound=Kind.INSTANCE).replace("...", "None")
+        exec(f"def f{text}: ...", space)
+        made[each] = space["f"]
+    declared = {each: read("f", function, Owner) for each, function in made.items()}
+    for member in declared.values():
+        note_layout(member)
+    assert not [
+        (contract, found)
+        for contract, member in declared.items()
+        for found, function in made.items()
+        if (member.repeated(function, Owner) is not None) is not (contract == found)
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "async def f(self, a: int) -> int: ...", "def f(self, a: int) -> int: yield",
+        "async def f(self, a: int) -> int: yield", "def f(self, a: int) -> str: ...",
+        "def f(self, a: object) -> int: ...", "def f(self, a: int): ...",
+        "@staticmethod\ndef f(self, a: int) -> int: ...",
+        "@classmethod\ndef f(self, a: int) -> int: ...",
+        "@wraps(print)\ndef f(self, a: int) -> int: ...", "f = 1",
+    ],
+)  # fmt: skip
+def test_what_differs_in_color_type_or_binding_is_compared(text: str) -> None:
+    declared = read("f", plainly, object)
+    note_layout(declared)
+    space: dict[str, object] = {"wraps": functools.wraps}
+    exec(text, space)
+
+    assert declared.repeated(space["f"], object) is None
+    assert declared.repeated(plainly, object) is not None
+
+
+def plainly(self: object, a: int) -> int:
+    return a
 
 
 def shape(text: str) -> Parameters:

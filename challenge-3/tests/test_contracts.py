@@ -11,6 +11,7 @@ import functools
 import inspect
 import json
 import pickle
+import sys
 import typing
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from functools import partial
@@ -216,6 +217,22 @@ class TestReading:
 
         assert check_contract(Touchy) == []
 
+    def test_an_annotation_that_cannot_be_compared_says_nothing(self) -> None:
+        class Array:
+            def __hash__(self) -> int:
+                raise ValueError("mutable")
+
+            def __eq__(self, other: object) -> bool:
+                raise ValueError("ambiguous")
+
+        class Square(Shape):
+            version, description, author, label = "1.0.0", "d", "a", "square"
+
+            def area(self, scale: Array()) -> Array():
+                return 1.0
+
+        assert Square().area(2) == 1.0
+
     def test_check_contract_works_for_any_class_and_changes_nothing(self) -> None:
         class Square:
             def area(self) -> float:
@@ -243,6 +260,13 @@ class TestReading:
     @pytest.mark.parametrize("thing", [42, None, "text", object()])
     def test_check_contract_never_raises(self, thing: Any) -> None:
         assert [v.code for v in check_contract(thing, Shape)] == ["C190"]
+
+        class Leaves:
+            label = ""
+
+            def area(self, scale: "exit(3)") -> float: ...
+
+        assert [v.code for v in check_contract(Leaves, Shape)] == ["C130", "C131", "C132"]
         assert check_contract(type("Odd", (), {"__annotations__": 3}), Shape)
 
     def test_strict_wants_annotations_and_signatures(self) -> None:
@@ -383,6 +407,55 @@ class TestTypes:
         space["Later"] = int
         assert space["P"]().process(1) == 1
         assert space["Q"]().process(1) == 2  # a name for type checkers only is no error
+
+    @pytest.mark.parametrize(
+        ("declared", "defined"),
+        [
+            ("@property\n    def ready(self)", "@property\n    def ready(self)"),
+            ("@abc.abstractmethod\n    def _hook(self)", "def _hook(self)"),
+        ],
+        ids=["property", "private"],
+    )
+    def test_what_is_not_measured_is_checked_at_the_first_instance(
+        self, declared: str, defined: str
+    ) -> None:
+        space: dict[str, Any] = {"__name__": "later", "abc": abc}
+        exec(
+            "from __future__ import annotations\n"
+            "from utils import Contract\n"
+            "class K(Contract, attributes='none'):\n"
+            f"    {declared} -> int: ...\n"
+            "class P(K):\n"
+            f"    {defined} -> Later: ...\n",
+            space,
+        )
+        space["Later"] = str
+
+        with pytest.raises(ContractRuntimeError) as caught:
+            space["P"]()
+
+        assert codes(caught) == ["C121"]
+        space["Later"] = bool
+        assert space["P"]()
+
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="there is no `type` statement")
+    @pytest.mark.parametrize("annotation", ["Alias", "list[Alias]", "Pair[int]"])
+    def test_an_alias_that_is_known_later_is_checked_at_the_first_call(
+        self, annotation: str
+    ) -> None:
+        space: dict[str, Any] = {"__name__": "later"}
+        exec(
+            "from utils import Processor\n"
+            "type Alias = Later\n"
+            "type Pair[T] = tuple[T, Later]\n"
+            "class P(Processor[int, bytes]):\n"
+            f"    def process(self, data: int) -> {annotation}: ...\n",
+            space,
+        )
+        space["Later"] = str
+
+        with pytest.raises(ContractRuntimeError):
+            space["P"]().process(1)
 
     def test_self_is_the_class(self) -> None:
         class Copier(Contract, attributes="optional"):
@@ -529,8 +602,8 @@ class TestAbstract:
                 def process(self, data: int, mode: int) -> int:
                     return data
 
-    @pytest.mark.parametrize("name", ["failed", "reload", "a b", "../x", "", "x" * 65, "é"])
-    def test_names_that_cannot_be_paths_are_refused(self, name: str) -> None:
+    @pytest.mark.parametrize("name", ["failed", "reload", "a b", "../x", "", "x" * 65, "é", 3])
+    def test_names_that_cannot_be_paths_are_refused(self, name: Any) -> None:
         if name == "":
             return  # an empty name is no name: the class name is taken
         with pytest.raises(ContractViolationError) as caught:
@@ -718,12 +791,13 @@ class TestLaterChanges:
 
         with pytest.raises(ContractViolationError) as caught:
             cls.process = lambda self, payload: payload
-        with pytest.raises(ContractViolationError):
+        with pytest.raises(ContractViolationError) as deleted:
             del cls.process
         with pytest.raises(ContractViolationError):
             cls.version = "one"
 
         assert codes(caught) == ["C150", "C104"]
+        assert deleted.value.violations[1].actual == "nothing"
         assert cls().process(3) == 3
 
     def test_a_good_redefinition_is_measured(self) -> None:

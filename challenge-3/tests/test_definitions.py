@@ -241,6 +241,13 @@ class P(K):
     @contextmanager
     def f(self) -> Iterator[int]: yield 1
 
+# contextmanager of no generator, for an iterator: C121
+class K(Contract):
+    def f(self) -> Iterator[int]: ...
+class P(K):
+    @contextmanager
+    def f(self) -> Iterator[int]: return iter([1])
+
 # contract contextmanager, impl returns one: legal
 class K(Contract):
     @contextmanager

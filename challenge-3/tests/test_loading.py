@@ -11,12 +11,14 @@ import textwrap
 import threading
 import time
 import weakref
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loading import EntryPoints, LoadError, PluginLoader
+from models import FailedPlugin
 from probing import DoesNotLoad, Probe
 from registry import Failure
 from utils import Processor, Registry, get_all_plugins, registry
@@ -63,6 +65,15 @@ HOSTILE = {
     "interrupts": ("\n\nraise KeyboardInterrupt\n", "import", 3),
     "recursion": ("def f():\n    f()\nf()\n", "import", 2),
     "mute": ("class E(Exception):\n    def __str__(self): 1/0\nraise E\n", "import", 3),
+    "unspeakable": ("class E(BaseException):\n    def __str__(self): raise SystemExit\nraise E\n",
+                    "import", 3),
+    "masked": ("class E(BaseException):\n    @property\n    def __class__(self): raise SystemExit\n"
+               "raise E\n", "import", None),
+    "nameless": ("class M(type):\n    @property\n    def __name__(cls): raise SystemExit\n"
+                 "class E(BaseException, metaclass=M): ...\nraise E\n", "import", 5),
+    "nowhere": ("raise SyntaxError('x', (__file__, 10**9, 1, ''))\n", "import", None),
+    "surrogate": ("raise ValueError('\\ud800')\n", "import", 1),
+    "stops": ("raise StopIteration\n", "import", 1),
     "half": (good("Half") + "\nraise ValueError('after half')\n", "import", 10),
     "contract": ("from utils import Processor\nclass Broken(Processor[int, int]):\n"
                  "    def process(self, payload): ...\n", "contract", 3),
@@ -92,9 +103,69 @@ class TestHostileFiles:
                 assert failure.line == line, failure
             assert failure.error
             assert str(directory) not in failure.error
+            assert FailedPlugin(**asdict(failure)).model_dump_json()
         assert "Half" not in registry
         assert not [key for key in registry._meters if key[0] in ("Half", "Broken")]
         assert not [m for m in sys.modules if m.startswith("_c3_plugins.half")]
+
+    def test_what_its_threads_define_is_not_registered_either(
+        self, directory: Path, loader: PluginLoader
+    ) -> None:
+        (directory / "threads.py").write_text(
+            "import threading\nfrom utils import PluginBase\ntold = []\n"
+            "def work():\n"
+            "    try:\n"
+            "        class Half(PluginBase):\n"
+            "            def process(self, data): ...\n"
+            "    except TypeError as error:\n"
+            "        told.append(error.violations[0].code)\n"
+            "thread = threading.Thread(target=work)\nthread.start()\nthread.join()\n"
+            "raise ValueError(told)\n"
+        )
+
+        (failure,) = loader.load().failed
+
+        assert failure.error == "ValueError: ['C140']"
+        assert len(registry) == 0
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "import dataclasses\n"
+            "make = dataclasses.make_dataclass\n"
+            "make('Made', [], bases=(PluginBase,), namespace={'process': process})\n",
+            "type(PluginBase)('Made', (PluginBase,), {'process': process, '__module__': 'odd'})\n",
+            "class Made(PluginBase):\n    __module__ = 'odd'\n    process = process\n",
+        ],
+        ids=["make_dataclass", "metaclass", "module"],
+    )
+    def test_however_a_class_is_made_it_comes_and_goes_with_the_file(
+        self, directory: Path, loader: PluginLoader, text: str
+    ) -> None:
+        path = directory / "made.py"
+        path.write_text("from utils import PluginBase\ndef process(self, data): ...\n" + text)
+        assert loader.load().loaded == ["made.py"]
+        registry.reload("Made")
+
+        path.unlink()
+        loader.load()
+
+        assert len(registry) == 0
+
+    def test_a_class_of_a_module_that_it_imports_stays(
+        self, directory: Path, loader: PluginLoader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.syspath_prepend(str(tmp_path))
+        (tmp_path / "shared_by_files.py").write_text(good("Shared"))
+        path = directory / "uses.py"
+        path.write_text("import shared_by_files\n" + good())
+        loader.load()
+        registry.reload("Adds")
+
+        path.unlink()
+        loader.load()
+
+        assert [plugin.name for plugin in registry.snapshot()] == ["Shared"]
 
     def test_a_real_interrupt_is_not_swallowed(self, directory: Path) -> None:
         (directory / "waits.py").write_text(
@@ -413,6 +484,75 @@ class TestEntryPoints:
         assert len(registry.plugin("FromOne").code_hash) == 64
         with pytest.raises(LookupError, match="dist-one"):
             registry.reload("FromOne")
+
+    @pytest.mark.parametrize("name", DEADLY)
+    def test_one_that_ends_the_process_or_hangs_is_listed(self, root: Path, name: str) -> None:
+        text, error, lines = DEADLY[name]
+        distribution(root, "dist-deadly", f"ep_{name}", text, f"{name} = ep_{name}:Any")
+        distribution(root, "dist-fine", f"ep_fine_{name}", good(), f"fine = ep_fine_{name}:Adds")
+        points = EntryPoints(registry)
+        points.probe = Probe(0.3)
+        try:
+            points.load_all()
+        finally:
+            points.probe.close()
+
+        failure = registry.failures[f"{name} of dist-deadly 1.2"]
+        assert (failure.name, failure.error) == (name, f"dist-deadly 1.2: {error}")
+        assert failure.line in (lines or (None,))
+        assert registry.create("Adds", Processor).process(1) == 2
+
+    def test_the_app_answers_beside_them(self, root: Path, make_server: Any) -> None:
+        distribution(root, "dist-exits", "ep_exits", "import os\nos._exit(1)\n", "a = ep_exits:A")
+        distribution(root, "dist-loops", "ep_loops", "\nwhile True:\n    pass\n", "b = ep_loops:B")
+        distribution(root, "dist-fine", "ep_fine", good("Fine"), "fine = ep_fine:Fine")
+        server = make_server().start(PYTHONPATH=str(root), LOAD_TIMEOUT_SECONDS="1")
+
+        assert server.get("/plugins/failed") == []
+        assert server.post("/plugins/Fine/process", 1).json() == 2
+        assert server.post("/plugins/Nothing/process", 1).status_code == 404
+        failed = {entry["name"]: entry for entry in server.get("/plugins/failed")}
+        assert failed["a"]["error"] == (
+            "dist-exits 1.2: ends the process that imports it (exit code 1)"
+        )
+        assert failed["b"]["error"] == "dist-loops 1.2: did not end within 1 s"
+        assert failed["b"]["line"] in (2, 3)
+
+    @pytest.mark.parametrize(
+        ("points", "name", "told"),
+        [
+            ("bad = not a valid!!", "bad", "is no module:attribute"),
+            ("bad =", "bad", "is no module:attribute"),
+            ("no equals sign", "entry_points.txt", "TypeError"),
+        ],
+    )
+    def test_broken_metadata_of_one_hides_no_other(
+        self, root: Path, points: str, name: str, told: str
+    ) -> None:
+        distribution(root, "dist-bad", "ep_odd", "", points)
+        distribution(root, "dist-fine", "ep_beside", good("Beside"), "beside = ep_beside:Beside")
+        sys.modules.pop("ep_beside", None)
+        found = EntryPoints(registry)
+
+        found.load_all()
+
+        assert "Beside" in registry
+        assert told in registry.failures[f"{name} of dist-bad 1.2"].error
+        assert not found.resolve("Nothing")
+
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [("\nraise KeyboardInterrupt", 2), ("\n\nx = (", 3), ("import json\njson.loads('')", 2),
+         (good("Odd").replace("data:", "payload:"), 7)],
+    )  # fmt: skip
+    def test_what_it_raises_is_listed_with_its_line(self, root: Path, text: str, line: int) -> None:
+        distribution(root, "dist-bad", "ep_raises", text, "bad = ep_raises:Bad")
+
+        EntryPoints(registry).load_all()
+
+        failure = registry.failures["bad of dist-bad 1.2"]
+        assert (failure.phase, failure.line) == ("entry point", line)
+        assert str(root) not in failure.error
 
     def test_one_that_fails_is_listed_with_its_distribution(self, root: Path) -> None:
         distribution(root, "dist-bad", "ep_bad", "raise SystemExit(1)", "bad = ep_bad:Bad")

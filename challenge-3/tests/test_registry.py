@@ -142,6 +142,7 @@ class TestAsking:
                 return data
 
         assert registry.create("P", Processor).process(1) == 1
+        assert get_all_plugins(Processor[int, int]) == [P]
         assert isinstance(registry.create("P", P, "0.0.0"), P)
         with pytest.raises(WrongKindError, match="is no Transformer"):
             registry.create("P", Transformer)

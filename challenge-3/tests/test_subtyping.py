@@ -18,6 +18,8 @@ from typing import (
     Final,
     Generic,
     Literal,
+    LiteralString,
+    NamedTuple,
     Never,
     NewType,
     Protocol,
@@ -47,6 +49,15 @@ class Cat(Animal): ...
 
 class Color(enum.Enum):
     RED = 1
+
+
+class Shade(enum.StrEnum):
+    DARK = "dark"
+
+
+class Point(NamedTuple):
+    x: int
+    label: str
 
 
 class Movie(TypedDict):
@@ -118,6 +129,16 @@ CASES: list[tuple[Any, Any, bool | None]] = [
     (Movie, dict, UNKNOWN), (Movie, list, NO), (dict[str, Any], Movie, NO), (Movie, Movie, YES),
     (Dog, Speaks, UNKNOWN), (Cat, Speaks, NO), (T, int, UNKNOWN), (int, T, UNKNOWN),
     (Literal[1], int | T, YES), ("Later", int, UNKNOWN),
+    (list[int], Literal[1], NO), (UserId, Literal[1], NO), (Callable[[int], int], Literal[1], NO),
+    (Callable[..., int], Sequence[int], NO), (Callable[..., int], abc.Hashable, YES),
+    (Callable[..., int], Speaks, NO), (LiteralString, str, YES), (LiteralString, int, NO),
+    (LiteralString, list[str] | None, NO), (Shade, Sequence[str], YES), (Shade, Sequence[int], NO),
+    (memoryview, Sequence[int], YES), (memoryview, Sequence[str], NO),
+    (abc.ItemsView[str, int], Iterable[tuple[str, int]], YES),
+    (abc.ItemsView[str, int], Iterable[str], NO), (abc.KeysView[str], Iterable[str], YES),
+    (Point, tuple[int, str], YES), (Point, tuple[int, int], NO), (Point, tuple[int], NO),
+    (Point, Sequence[int | str], YES), (Point, Iterable[int], NO), (Point, tuple, YES),
+    (tuple[int, ...], tuple[int, *tuple[int, ...]], NO),
 ]  # fmt: skip
 
 
