@@ -5,6 +5,7 @@ is one; nothing is registered.
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not path.is_file():
             print(f"{path}: there is no such file", file=sys.stderr)
             return 2
+    logging.disable()  # what the loader would log is printed as a violation
     said: list[str] = []
     good = [check(path.absolute(), said) for path in files]
     print("\n".join(said))
