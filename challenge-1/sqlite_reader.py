@@ -29,7 +29,7 @@ from windows import BEGINNING
 
 SCHEMA_VERSION: Final = 2
 BUSY_MILLISECONDS: Final = 2_000
-CACHE_KIBIBYTES: Final = 1024
+CACHE_KIBIBYTES: Final = 2 * 1024
 
 _ROW: Final = "w.pipeline, w.window_start, w.window_end, w.group_key, w.count, w.revision, w.state"
 _FINAL: Final = f"w.window_end + b.lateness <= coalesce(c.watermark, {BEGINNING})"
