@@ -417,6 +417,16 @@ class TestLife:
         assert done.stderr.count("\n") == 1
         assert f"Port {port}" in done.stderr
 
+    def test_who_only_takes_webhooks_does_not_hold_what_fetches(self) -> None:
+        code = "import sys, app; sys.exit(str({'fetching', 'httpx2', 'yaml'} & set(sys.modules)))"
+
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=FOLDER,
+            capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+
+        assert done.stderr.strip() == "set()"
+
     def test_reload_hands_over_and_loses_nothing(
         self, make_server: Callable[[], Any], tmp_path: Path
     ) -> None:
