@@ -126,9 +126,9 @@ def test_killed_while_segments_rotate_and_checkpoints_drop_them(
     ending.set()
     producer.join(120)
     assert not producer.is_alive()  # else `sent` may still grow
-    segments = list((server.data / "message_queue" / "ingest").glob("*.seg"))
     server.post("/webhook?wait=applied", json.dumps(
         {"data": {"category": "end", "value": 0, "quantity": 0, "ts": T0}}).encode())  # fmt: skip
+    segments = list((server.data / "message_queue" / "ingest").glob("*.seg"))
 
     counted = 0
     cursor: dict[str, str] = {}
