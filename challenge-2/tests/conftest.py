@@ -87,9 +87,9 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
 
-    def start(self, **environment: str) -> "Server":
+    def start(self, *, command: list[str] | None = None, **environment: str) -> "Server":
         self.url = f"http://127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", "uvicorn", "app:app", "--app-dir", str(FOLDER)]
+        command = command or [sys.executable, "-m", "uvicorn", "app:app", "--app-dir", str(FOLDER)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--port", self.url.rpartition(":")[2]],
