@@ -244,9 +244,9 @@ class TestCrashes:
         killed: set[int] = set()
         rest = iter(range(14_000, 20_000))
 
-        def fresh() -> list[int]:
-            alive = {worker["pid"] for worker in scheduler.get_statistics()["workers"]}
-            return sorted(alive - killed - {None})
+        def fresh() -> list[int]:  # one that dies before it is ready is replaced later and later
+            workers = scheduler.get_statistics()["workers"]
+            return sorted({w["pid"] for w in workers if w["state"] != "starting"} - killed - {None})
 
         for _ in range(100):
             handles += [scheduler.submit(samples.echo, n) for n in islice(rest, 60)]
