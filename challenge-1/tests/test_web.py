@@ -82,7 +82,7 @@ def serve(said: Log) -> Iterator[Callable[..., str]]:
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start(app: FastAPI) -> str:
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_keep_alive=1))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         running.append((server, thread))

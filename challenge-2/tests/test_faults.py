@@ -312,8 +312,16 @@ def test_a_service_is_unready_while_its_database_is_down_and_recovers(
                 socket.create_connection(("127.0.0.1", database.port), 1).close()
                 break
         time.sleep(0.3)
+        impatient = (
+            "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); import connections;"
+            "connections.Connector.__init__.__kwdefaults__['operation_timeout'] = 2.0;"  # else 8
+            "sys.argv = ['uvicorn', 'app:app', *sys.argv[1:]];"
+            "runpy.run_module('uvicorn', run_name='__main__')"
+        )
+        folder = Path(__file__).resolve().parent.parent
         server = make_server().start(
-            DATABASE_URL=f"postgresql://postgres@127.0.0.1:{database.port}/postgres"
+            command=[sys.executable, "-c", impatient, str(folder)],
+            DATABASE_URL=f"postgresql://postgres@127.0.0.1:{database.port}/postgres",
         )
         with server.client() as client:
             assert client.get("/readyz").status_code == 200

@@ -236,19 +236,22 @@ class TestCrashes:
 
     @pytest.mark.kill
     def test_a_hundred_killed_workers_lose_nothing_of_twenty_thousand_tasks(
-        self, make_scheduler: Callable[..., Any]
+        self, make_scheduler: Callable[..., Any], soon: Callable[..., Any]
     ) -> None:
         scheduler = make_scheduler(max_tasks=30_000, max_crashes=50).run()
         chance = random.Random(11)
         handles = [scheduler.submit(samples.echo, n) for n in range(14_000)]
         killed: set[int] = set()
         rest = iter(range(14_000, 20_000))
-        while len(killed) < 100:
+
+        def fresh() -> list[int]:  # one that dies before it is ready is replaced later and later
+            workers = scheduler.get_statistics()["workers"]
+            return sorted({w["pid"] for w in workers if w["state"] != "starting"} - killed - {None})
+
+        for _ in range(100):
             handles += [scheduler.submit(samples.echo, n) for n in islice(rest, 60)]
-            alive = {worker["pid"] for worker in scheduler.get_statistics()["workers"]}
-            if fresh := sorted(alive - killed - {None}):
-                killed.add(pid := chance.choice(fresh))
-                os.kill(pid, signal.SIGKILL)
+            killed.add(pid := chance.choice(soon(fresh, 60)))
+            os.kill(pid, signal.SIGKILL)
         handles += [scheduler.submit(samples.echo, n) for n in rest]
         assert [handle.result(60) for handle in handles] == list(range(20_000))
         assert all(handle.outcome(0).attempts == 1 for handle in handles)
