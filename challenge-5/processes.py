@@ -62,6 +62,7 @@ class _Worker:
     def takes_work(self) -> bool:
         return (
             self.ready
+            and self.pid is not None  # attempts name it, and it may be told later
             and not self.retiring
             and not self.killed
             and self.settles_at == inf
