@@ -13,7 +13,7 @@ from mmap import mmap
 from typing import Final
 
 GENERATIONS: Final = 4  # one filling, three full: at least the last capacity keys
-LOAD: Final = 0.7
+LOAD: Final = 0.75
 KEY_BYTES: Final = 8
 
 
