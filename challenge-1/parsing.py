@@ -7,7 +7,6 @@ Only when one fails are they looked at one by one, so that a bad line costs its 
 
 import zlib
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Final, Literal
 
 import msgspec
@@ -253,9 +252,10 @@ FORMS: Final[dict[str, Form]] = {
 }
 
 
-@lru_cache(256)
 def form_of(content_type: str) -> Form:
     """The form a media type names; raises BodyError 415 for every other."""
+    if (usual := FORMS.get(content_type)) is not None:
+        return usual
     media_type, *parameters = (part.strip().lower() for part in content_type.split(";"))
     form = FORMS.get(media_type)
     charsets = {p.removeprefix("charset=").strip('"') for p in parameters if "charset=" in p}

@@ -159,11 +159,10 @@ def build(settings: Settings) -> FastAPI:
         await run_in_threadpool(service.loader.load)
         service.entry_points.probe = service.loader.probe
         try:
-            service.cluster = await run_in_threadpool(cluster.join, settings)
-        except StoreError as error:  # an outage is none: that degrades, and ends with the server
-            service.loader.close()
-            raise web.StartupRefused(str(error)) from error
-        try:
+            try:
+                service.cluster = await run_in_threadpool(cluster.join, settings)
+            except StoreError as error:  # not an outage: that degrades, until the server is back
+                raise web.StartupRefused(str(error)) from error
             yield
         finally:
             await run_in_threadpool(cluster.leave)

@@ -351,6 +351,20 @@ def test_a_refused_start_prints_one_sentence(said: Log) -> None:
     assert "Traceback" not in said.getvalue()
 
 
+def test_a_host_longer_than_a_name_is_refused_and_not_remembered(
+    serve: Callable[..., str],
+) -> None:
+    url = serve(build())
+    before = web._is_loopback_host.cache_info().currsize
+
+    for number in range(3):
+        host = f"localhost:{number}{'0' * web.HOST_BYTES}"
+        assert httpx2.get(f"{url}/docs", headers={"host": host}).status_code == 403
+    assert httpx2.get(f"{url}/docs", headers={"host": "localhost:1"}).status_code == 200
+
+    assert web._is_loopback_host.cache_info().currsize <= before + 1
+
+
 def test_settings_that_cannot_be_used_are_named_one_a_line_without_their_text() -> None:
     class Settings(BaseModel):
         port: int = Field(le=65_535)
