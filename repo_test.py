@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -130,7 +131,8 @@ def two_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small copy of the layout: two folders with modules of the same names."""
     root = tmp_path_factory.mktemp("repository")
     (root / "conftest.py").write_text((ROOT / "conftest.py").read_text(encoding="utf-8"))
-    (root / "pytest.ini").write_text((ROOT / "pytest.ini").read_text(encoding="utf-8"))
+    for name in ("pytest.ini", "run_tests.py"):
+        (root / name).write_text((ROOT / name).read_text(encoding="utf-8"))
     (root / "root_test.py").write_text("def test_root(): pass\n")
     for name in ("challenge-1", "challenge-2"):
         folder = root / name
@@ -183,6 +185,9 @@ def run(root: Path, *arguments: str, cwd: str = ".") -> tuple[int, str]:
         (("pytest", "-k", "only_2"), ".", 0, "3 of 3 folders: 1 passed, 8 deselected"),
         (("pytest", "-k", "nothing_at_all"), ".", 5, "9 deselected"),
         (("pytest", "-m", "unit"), ".", 0, "2 passed"),
+        (("run_tests.py", "--unit"), ".", 0, "2 passed"),
+        (("run_tests.py", "--unit", "--webhook", "--pattern", "only_2", "--verbose"), ".", 0,
+         "1 passed, 8 deselected"),
         (("pytest", "--collect-only", "-q"), ".", 0, "9 tests collected"),
         (("pytest", "--lf", "-q"), ".", 0, "9 passed"),
         (("pytest", "challenge-9"), ".", 4, ""),
@@ -234,3 +239,18 @@ def test_a_setting_that_cannot_be_used_ends_the_start_with_one_line(folder: Path
     (line,) = refused.stderr.splitlines()
     assert line.startswith("PORT cannot be used: ")
     assert "hunter2" not in line
+
+
+@pytest.mark.integration
+def test_a_demo_says_what_it_proved_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "demo.py"), "--mode", "lazy", "--quick", "--json"],
+        cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    claims = json.loads(done.stdout)["claims"]
+    assert claims
+    assert all(claim["passed"] and claim["figure"] for claim in claims)
+    assert list(tmp_path.iterdir()) == []

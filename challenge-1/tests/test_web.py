@@ -205,6 +205,13 @@ def test_half_open_clients_are_closed_while_others_are_served(
     assert "Traceback" not in said.getvalue()
 
 
+def test_by_default_a_half_sent_request_is_given_up_within_30_seconds() -> None:
+    limits = web.Limits()
+
+    assert limits.grace_seconds + 2 * web.SWEEP_SECONDS < 30
+    assert limits.head_seconds < 30
+
+
 def test_a_body_that_trickles_is_given_up_although_something_always_comes(
     serve: Callable[..., str],
 ) -> None:
